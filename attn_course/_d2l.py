@@ -25,10 +25,12 @@ INSTALL = "python -m attn_course.install_d2l"
 class _Missing(ModuleType):
     """An empty module that says what it stands for when something is asked of it."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, **contents: object) -> None:
         """Make the module look like an imported one."""
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, None)
+        self.__path__: list[str] = []
+        self.__dict__.update(contents)
 
     def __getattr__(self, name: str) -> object:
         raise AttributeError(
@@ -63,7 +65,7 @@ def load() -> ModuleType:
                     f"install d2l again: {INSTALL}"
                 ) from error
     d2l = sys.modules["d2l.torch"]
-    d2l.use_svg_display = _keep_figure_format  # type: ignore[attr-defined]
+    d2l.__dict__["use_svg_display"] = _keep_figure_format
     return d2l
 
 
@@ -85,9 +87,8 @@ def _torchvision() -> Iterator[None]:
         yield
         return
 
-    package, transforms = _Missing("torchvision"), _Missing("torchvision.transforms")
-    package.__path__ = []
-    package.transforms = transforms
+    transforms = _Missing("torchvision.transforms")
+    package = _Missing("torchvision", transforms=transforms)
     stubs = {module.__name__: module for module in (package, transforms)}
     sys.modules.update(stubs)
     try:

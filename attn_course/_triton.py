@@ -11,6 +11,7 @@ Everything else asks here: ``AVAILABLE``, ``INTERPRETED``, ``describe()``,
 
 from __future__ import annotations
 
+import inspect
 import os
 import pkgutil
 import platform
@@ -152,3 +153,12 @@ def shipped_kernels() -> Iterator[Shipped]:
     for name in kernel_modules():
         registry: Callable[[], Iterator[Shipped]] = import_module(name).shipped
         yield from registry()
+
+
+def source(kernel: Any) -> str:
+    """The source text of a kernel, to be shown beside its explanation.
+
+    Args:
+        kernel: A ``@triton.jit`` function, compiled or interpreted.
+    """
+    return inspect.getsource(kernel.fn)

@@ -1,0 +1,58 @@
+# The course's commands; `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+CH ?=
+NB ?=
+NAMES ?=
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book test notebooks check slides lab serve bench offline clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+book: .venv/.book ## build the book and the slides from the stored outputs; prints the path to open
+	$(BIN)/python -m tools.book
+
+test: .venv/.test ## every check: lint, types, tests, notebooks, book, slides
+	$(BIN)/python -m tools.ledger
+
+notebooks: .venv/.test ## make and execute notebooks that are out of date; CH=01: that chapter's, anew
+	$(BIN)/python -m tools.notebooks $(CH)
+
+check: .venv/.test ## CH=01: check your own exercise notebook (NB=path, if it is elsewhere)
+	$(BIN)/python -m tools.check "$(CH)" $(NB)
+
+slides: .venv/.book ## build the decks, and PDFs where Chromium is present
+	$(BIN)/python -m tools.slides --pdf --check
+
+lab: .venv/.test ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+serve: book ## serve the book on http://localhost:8000
+	$(BIN)/python -m http.server 8000 --directory _build/html
+
+bench: .venv/.test ## run the benchmarks and store their results; NAMES="..." for some
+	$(BIN)/python -m attn_course.benchmarks $(NAMES)
+
+offline: .venv/.book ## one zip: book, slides, notebooks, package; reads without network
+	$(BIN)/python -m tools.offline
+
+clean: ## remove what was built (not the environment)
+	rm -rf _build dist book/slides/_figures
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11 to 3.13 is needed; choose one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
+
+.venv/.book: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --constraint constraints.txt --group book
+	@touch $@
+
+.venv/.test: .venv/.book
+	$(BIN)/python -m pip install --constraint constraints.txt --editable . --group test
+	$(BIN)/python -m attn_course.install_d2l
+	@touch $@

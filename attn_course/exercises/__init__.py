@@ -1,0 +1,31 @@
+"""Checks of exercises: every chapter. They say what is wrong, and ask the next question.
+
+One module a chapter, named as the mechanism is, holds its ``check_*`` functions. Where
+triton is missing, ``triton`` and ``tl`` are stand-ins, so that a cell which defines a
+kernel still runs; the check of that kernel then says what is missing.
+"""
+
+from attn_course.exercises.framework import (
+    Attempt,
+    Case,
+    CheckFailed,
+    Mistake,
+    Outcome,
+    Skipped,
+    exercise,
+)
+from attn_course.exercises.launches import Accesses, tl, triton, watch
+
+__all__ = [
+    "Accesses",
+    "Attempt",
+    "Case",
+    "CheckFailed",
+    "Mistake",
+    "Outcome",
+    "Skipped",
+    "exercise",
+    "tl",
+    "triton",
+    "watch",
+]

@@ -1,0 +1,25 @@
+"""Heatmaps: every chapter.
+
+Pictures of attention weights: small matrices drawn as they are, large ones pooled
+without ever being stored, and sliders over frames that need no kernel.
+"""
+
+from attn_course.heatmaps.explorer import explore
+from attn_course.heatmaps.influence import influence_map
+from attn_course.heatmaps.pooled import pooled_weights
+from attn_course.heatmaps.show import show_heatmaps
+from attn_course.heatmaps.slider import Slider, slider
+from attn_course.heatmaps.style import DIVERGING, PALETTE, SEQUENTIAL, use_style
+
+__all__ = [
+    "DIVERGING",
+    "PALETTE",
+    "SEQUENTIAL",
+    "Slider",
+    "explore",
+    "influence_map",
+    "pooled_weights",
+    "show_heatmaps",
+    "slider",
+    "use_style",
+]

@@ -1,0 +1,56 @@
+"""Every shipped kernel compiles for its architecture, without a GPU."""
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from attn_course import _triton
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    environment.pop("TRITON_INTERPRET", None)
+    run = subprocess.run(
+        [sys.executable, "-m", "attn_course._aot"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert run.stdout, run.stderr
+    return [json.loads(line) for line in run.stdout.splitlines()]
+
+
+def test_all_compile_and_fit(compiled: list[dict]) -> None:
+    errors = [f"{row['label']}: {row['error']}" for row in compiled if "error" in row]
+    assert not errors, "\n".join(errors)
+    for row in compiled:
+        assert 0 < row["instructions"] and row["shared"] <= _triton.SHARED_MEMORY[row["arch"]]
+
+
+def test_every_kernel_ships_for_every_architecture(compiled: list[dict]) -> None:
+    have = {(row["kernel"], row["arch"]) for row in compiled}
+    for name in _triton.kernel_modules():
+        module = import_module(name)
+        kernels = [n for n, _ in inspect.getmembers(module) if n.endswith("_kernel")]
+        assert kernels, f"{name} has no function named _..._kernel"
+        for kernel in kernels:
+            for arch in _triton.ARCHITECTURES:
+                assert (kernel, arch) in have, f"{name}: shipped() lacks {kernel} for sm_{arch}"
+
+
+def test_a_kernel_that_asks_for_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from attn_course import _aot, _triton; _triton.SHARED_MEMORY[75] = 1; "
+        "_aot.compile_shipped(next(_triton.shipped_kernels()))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode and "bytes of shared memory; sm_75 has 1" in run.stderr
