@@ -12,13 +12,12 @@ from tools.course import BUILD, ROOT
 
 def main() -> int:
     """Build into ``_build/html``; returns the exit status."""
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", ".", "-W", "-n"]
-    status = subprocess.run([*command, "--keep-going"], cwd=ROOT, check=False).returncode
+    run = "from jupyter_book.cli.main import main; main()"
+    options = ["build", ".", "-W", "-n", "--keep-going"]
+    status = subprocess.run([sys.executable, "-c", run, *options], cwd=ROOT, check=False).returncode
     if status:
         return status
-    status = slides.build()
-    if status:
-        return status
+    slides.build(BUILD / "slides")
     shutil.copytree(BUILD / "slides", BUILD / "html" / "slides", dirs_exist_ok=True)
     print(f"\nThe book:   {BUILD / 'html' / 'index.html'}")
     print(f"The slides: {BUILD / 'html' / 'slides' / 'index.html'}")

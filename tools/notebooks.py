@@ -30,7 +30,7 @@ from pybtex.database import parse_file
 from tools.course import CHAPTERS, EXERCISES, NOTEBOOKS, ROOT, branch, numbered, repository
 
 SETUP = """\
-# Set-up: installs the course where it is missing, as in Colab; sets the style of figures.
+# Set-up: installs the course where it is missing, as in Colab.
 import importlib.util
 
 if importlib.util.find_spec("attn_course") is None:
@@ -74,6 +74,8 @@ def derive(source: Path, target: Path, *, solved: bool = True) -> NotebookNode:
         if not text:
             continue
         if cell.cell_type == "markdown":
+            if solved:
+                text = re.sub("^# Exercises: ", "# Solutions: ", text, flags=re.MULTILINE)
             text = text.replace("<!-- generated: badges -->", _badges(target, course))
             cell.source = CITATION.sub(_cite, text)
         else:
@@ -122,10 +124,10 @@ def _cite(match: re.Match[str]) -> str:
             names = " and ".join(people)
         names = names.replace("{", "").replace("}", "")
         year = entry.fields["year"]
-        doi = entry.fields.get("doi")
-        link = f"https://doi.org/{doi}" if doi else entry.fields["url"]
         label = f"{names} ({year})" if match[1] == "t" else f"{names}, {year}"
-        texts.append(f"[{label}]({link})")
+        doi = entry.fields.get("doi")
+        link = f"https://doi.org/{doi}" if doi else entry.fields.get("url")
+        texts.append(f"[{label}]({link})" if link else label)
     joined = "; ".join(texts)
     return joined if match[1] == "t" else f"({joined})"
 

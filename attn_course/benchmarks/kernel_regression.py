@@ -78,7 +78,7 @@ def no_triton(device: torch.device) -> str:
 
 def interpreted(device: torch.device) -> str:
     """Why the kernel's time would say nothing."""
-    return "interpreted: checked, not timed" if _triton.INTERPRETED else ""
+    return "interpreted, so its time says nothing" if _triton.INTERPRETED else ""
 
 
 def no_keops(device: torch.device) -> str:

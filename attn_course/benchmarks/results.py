@@ -15,9 +15,11 @@ SCHEMA = 1
 #: Where the runs that belong to the course lie.
 RESULTS = Path(__file__).parent / "results"
 
-_TOP = ("schema", "case", "title", "date", "device", "cpu", "versions", "commit", "results")
-_ROW = ("peer", "ours", "direction", "size", "status", "reason", "max_error", "median_s")
-_ROW += ("p10_s", "p90_s", "repeats", "peak_bytes", "flops", "bytes_moved")
+_TOP = "schema case title date device cpu versions commit results".split()
+_ROW = (
+    "peer ours direction size status reason max_error median_s p10_s p90_s repeats "
+    "peak_bytes flops bytes_moved"
+).split()
 
 Record = dict[str, Any]
 

@@ -13,7 +13,7 @@ from attn_course.benchmarks.cases import TINY, Case, Peer
 from attn_course.benchmarks.trial import Trial
 
 #: A single call that is expected to take longer than this is left out.
-MAX_CALL_S = 30.0
+MAX_CALL_S = 10.0
 
 #: How much of the free memory a peer may need.
 MEMORY_SHARE = 0.8
@@ -65,6 +65,7 @@ class Result:
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be had on a device."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later can be had too
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as lines:
@@ -166,6 +167,7 @@ def _check(result: Result, peer: Peer, trial: Trial, device: torch.device) -> fl
 
 
 def _log(result: Result, log: Callable[[str], None]) -> None:
-    outcome = result.reason or f"error {result.max_error:.1e}"
-    status = "right" if result.status == READY else result.status
-    log(f"  {result.direction:16} {result.size:>9,}  {result.peer:24} {status}: {outcome}")
+    notes = [] if result.max_error is None else [f"right, error {result.max_error:.1e}"]
+    if result.status != READY:
+        notes.append(f"{result.status}: {result.reason}")
+    log(f"  {result.direction:16} {result.size:>9,}  {result.peer:24} {'; '.join(notes)}")

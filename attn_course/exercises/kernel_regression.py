@@ -100,8 +100,8 @@ _BOXCAR_CASES = (
         "all queries near a key, all keys near a query",
         _given([0.0, 1.0, 2.0], [0.25, 0.75, 1.5, 2.5], [4.0, 8.0, 1.0, 6.0], width=0.8),
     ),
-    Case("more queries than keys", _points(9, 4, 3, width=1.3)),
-    Case("more keys than queries", _points(4, 11, 4, width=0.9)),
+    Case("more queries than keys", _points(9, 4, 3, width=1.9)),
+    Case("more keys than queries", _points(4, 11, 4, width=0.4)),
     Case("one far query", _given([1.0, 50.0], [0.5, 1.2, 1.9], [2.0, 4.0, 9.0], width=0.6)),
     Case("no query near any key", _given([-9.0, 40.0], [0.5, 1.2], [2.0, 4.0], width=1.0)),
     Case("one query and one key", _given([1.0], [1.5], [7.0], width=2.0)),
@@ -923,8 +923,8 @@ def check_streaming_kernel(attempt: Attempt, kernel: Any) -> None:
                 *tensors.values(),
                 buffer[:n],
                 inputs["width"],
-                KEY_LEN=m,
-                BLOCK=inputs["block"],
+                m,
+                inputs["block"],
             )
         if accesses.outside(*tensors.values(), buffer):
             attempt.fail(

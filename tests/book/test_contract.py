@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 from attn_course import CHAPTERS
 from tools import notebooks as tool
 from tools.course import CHAPTERS as SOURCES
-from tools.course import EXERCISES, NOTEBOOKS, ROOT, SLIDES, numbered, repository
+from tools.course import EXERCISES, NOTEBOOKS, ROOT, SLIDES, repository
 
 TARGETS = tool.targets()
 EXECUTED = [target for _, target, solved in TARGETS if solved]

@@ -211,6 +211,11 @@ def _(query, key, value):
     return (value.sum() / len(query)).repeat(len(query))
 
 
+@wrong("1.2", "wide_limit", "all weights vanish at the wide end", "Do the weights really vanish")
+def _(query, key, value):
+    return torch.zeros_like(query)
+
+
 @wrong("1.2", "wide_limit", "one number for all queries", "returned shape []")
 def _(query, key, value):
     return value.mean()
@@ -671,6 +676,42 @@ def _last_tile(q_ptr, k_ptr, v_ptr, o_ptr, width, KEY_LEN: tl.constexpr, BLOCK: 
         v = tl.load(v_ptr + offs, mask=inside, other=0.0)
         s = tl.where(inside, tl.exp(-(q - k) * (q - k) / (2 * width * width)), 0.0)
         tl.store(o_ptr + i, tl.sum(s * v, 0) / tl.sum(s, 0))
+
+
+@stream("per-tile averages added", "averages are added up")
+@triton.jit
+def _sum_of_averages(q_ptr, k_ptr, v_ptr, o_ptr, width, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0)
+    q = tl.load(q_ptr + i)
+    top = 0.0
+    for start in range(0, KEY_LEN, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        inside = offs < KEY_LEN
+        k = tl.load(k_ptr + offs, mask=inside, other=0.0)
+        v = tl.load(v_ptr + offs, mask=inside, other=0.0)
+        s = tl.where(inside, tl.exp(-(q - k) * (q - k) / (2 * width * width)), 0.0)
+        top += tl.sum(s * v, 0) / tl.sum(s, 0)
+    tl.store(o_ptr + i, top)
+
+
+@stream("denominator of the last tile", "the numerator holds the last tile alone")
+@triton.jit
+def _last_denominator(
+    q_ptr, k_ptr, v_ptr, o_ptr, width, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr
+):
+    i = tl.program_id(0)
+    q = tl.load(q_ptr + i)
+    top = 0.0
+    bottom = 0.0
+    for start in range(0, KEY_LEN, BLOCK):
+        offs = start + tl.arange(0, BLOCK)
+        inside = offs < KEY_LEN
+        k = tl.load(k_ptr + offs, mask=inside, other=0.0)
+        v = tl.load(v_ptr + offs, mask=inside, other=0.0)
+        s = tl.where(inside, tl.exp(-(q - k) * (q - k) / (2 * width * width)), 0.0)
+        top += tl.sum(s * v, 0)
+        bottom = tl.sum(s, 0)
+    tl.store(o_ptr + i, top / bottom)
 
 
 @stream("first tile only", "only the first tile counts")

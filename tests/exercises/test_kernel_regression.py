@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from attn_course import _triton
-from attn_course.exercises import CheckFailed
+from attn_course.exercises import Accesses, CheckFailed
 from attn_course.exercises import kernel_regression as checks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +141,14 @@ def test_a_wrong_answer_gets_its_own_message(
     assert not [other for other in others if other in message], message
 
 
+def test_every_known_mistake_is_seeded() -> None:
+    """A message without a wrong answer that gets it is a branch that no test reaches."""
+    fragments = [part for rows in ANSWERS.WRONG.values() for _, _, part in rows]
+    for name, table in vars(checks).items():
+        for mistake in table if name.endswith("_MISTAKES") else ():
+            assert any(part in mistake.message for part in fragments), mistake.message
+
+
 @pytest.mark.parametrize("number", list(CHECKS))
 def test_wrong_answers_are_told_apart(number: str) -> None:
     assert len({fragment for _, _, fragment in ANSWERS.WRONG[number]}) >= 3
@@ -198,12 +207,30 @@ def test_mistakes_do_not_answer_correctly() -> None:
                     expected = oracle(**inputs)
                     assert not expected.isnan().any()
                     try:
-                        got = answer(**inputs)
+                        got = answer(**inputs).double()
                     except RuntimeError:
                         continue
                     if got.shape == expected.shape:
                         differs |= not torch.allclose(got, expected, rtol=1e-2, atol=1e-2)
                 assert differs, (oracle, mistake.message)
+
+
+@pytest.mark.triton
+def test_what_the_kernel_s_check_sees_without_a_record(
+    solved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the numbers, and what stands around them."""
+    monkeypatch.setattr(checks, "watch", lambda: contextlib.nullcontext(Accesses()))
+    checks.check_streaming_kernel(solved["gaussian_stream_kernel"])
+    wrong = {name: (function, part) for name, function, part in ANSWERS.WRONG["1.7"]}
+    for name, (function, fragment) in wrong.items():
+        if name == "loads without a mask, right numbers":
+            continue  # nothing to be seen
+        if name == "nothing stored":
+            fragment = "the answer is NaN"
+        with pytest.raises(CheckFailed) as failure:
+            checks.check_streaming_kernel(function)
+        assert fragment in str(failure.value)
 
 
 def test_without_triton_the_check_says_so(
@@ -236,33 +263,42 @@ def test_the_notebook_runs_without_triton(tmp_path: Path) -> None:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("arch", _triton.ARCHITECTURES)
-def test_the_solution_s_kernel_compiles(arch: int, tmp_path: Path) -> None:
+def test_the_kernel_compiles_and_its_stub_does_not(tmp_path: Path) -> None:
     """For every architecture, in a process that does not interpret; no GPU is needed."""
-    run_cells(tmp_path, solved=True)
-    (path,) = (p for p in tmp_path.glob("cell_*.py") if "@triton.jit" in p.read_text("utf-8"))
     script = tmp_path / "compile.py"
     script.write_text(
-        "import sys, importlib.util\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from attn_course.exercises import tl, triton\n"
-        "from triton.backends.compiler import GPUTarget\n"
-        "from triton.compiler import ASTSource\n"
-        f"path = {str(path)!r}\n"
-        "names = {'tl': tl, 'triton': triton, '__name__': 'cell'}\n"
-        "exec(compile(open(path).read(), path, 'exec'), names)\n"
-        "kernel = names['gaussian_stream_kernel']\n"
-        "signature = dict.fromkeys(kernel.arg_names[:4], '*fp32') | {'width': 'fp32'}\n"
-        "signature |= {'KEY_LEN': 'constexpr', 'BLOCK': 'constexpr'}\n"
-        "source = ASTSource(kernel, signature, {'KEY_LEN': 40, 'BLOCK': 16})\n"
-        f"print('ptx' in triton.compile(source, target=GPUTarget('cuda', {arch}, 32)).asm)\n",
+        f"""
+import pathlib, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
+from attn_course import _triton
+from attn_course.exercises import triton
+from test_kernel_regression import run_cells
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompilationError
+
+for solved in (True, False):
+    folder = pathlib.Path(sys.argv[1]) / str(solved)
+    folder.mkdir()
+    kernel = run_cells(folder, solved)["gaussian_stream_kernel"]
+    signature = dict.fromkeys(kernel.arg_names[:4], "*fp32") | {{"width": "fp32"}}
+    signature |= {{"KEY_LEN": "constexpr", "BLOCK": "constexpr"}}
+    source = ASTSource(kernel, signature, {{"KEY_LEN": 40, "BLOCK": 16}})
+    for arch in _triton.ARCHITECTURES if solved else (90,):
+        try:
+            print("ptx" in triton.compile(source, target=GPUTarget("cuda", arch, 32)).asm)
+        except CompilationError:
+            print("not compiled")
+""",
         encoding="utf-8",
     )
-    environment = os.environ | {"TRITON_INTERPRET": "0"}
     run = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
     )
-    assert run.stdout == "True\n", run.stderr
+    said = [line for line in run.stdout.splitlines() if line in ("True", "not compiled")]
+    assert said == ["True"] * 3 + ["not compiled"], run.stderr
 
 
 def test_the_table_of_exercises_agrees_with_their_headings() -> None:
