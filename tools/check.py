@@ -6,9 +6,12 @@ with what their checks said.
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
+import itertools
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +54,15 @@ class _Results:
 
 
 def _reason(text: str) -> str:
-    """The line of nbval's report that says what is wrong."""
+    """What is wrong, from nbval's report: the check's own words, else the error's line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith(("Exercise ", "CheckFailed"))]
-    errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
-    return (said or errors or lines or ["it failed"])[-1]
+    lines = [line.strip() for line in text.splitlines()]
+    said = [i for i, line in enumerate(lines) if re.match(r"Exercise \d+\.\d+", line)]
+    if said:
+        paragraph = itertools.takewhile(bool, lines[said[-1] :])
+        return " ".join(paragraph)
+    errors = [line for line in lines if re.match(r"\w*(Error|Exception|Interrupt)\b", line)]
+    return (errors or [line for line in lines if line] or ["it failed"])[-1]
 
 
 def main(arguments: list[str]) -> int:
@@ -74,11 +80,15 @@ def main(arguments: list[str]) -> int:
     path = paths[0].resolve()
     titles, results = exercises(path), _Results()
     print(f"Running {path.name}; this takes a minute.", flush=True)
-    options = ["--nbval-lax", "-q", "--no-header", "--tb=no", "-p", "no:terminal"]
-    pytest.main([*options, "-c", os.devnull, "--rootdir", str(path.parent), str(path)], [results])
+    report = io.StringIO()
+    with contextlib.redirect_stdout(report):
+        pytest.main(["--nbval-lax", "-p", "no:cacheprovider", str(path)], [results])
+    if not results.ran:
+        print(report.getvalue())
     for cell, title in titles.items():
         if cell in results.failed:
-            print(f"  not yet  {title}\n           {_reason(results.failed[cell])}")
+            print(f"  not yet  {title}")
+            print(textwrap.indent(textwrap.fill(_reason(results.failed[cell]), 88), " " * 11))
         elif cell in results.ran:
             print(f"  done     {title}")
         else:

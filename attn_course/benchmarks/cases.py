@@ -20,9 +20,6 @@ MODULES = ("kernel_regression", "heatmaps")
 FORWARD = "forward"
 BOTH = "forward+backward"
 
-#: The size at which every peer is checked first, and quick runs measure little more.
-TINY = 64
-
 #: How many pairs the exact answer is computed for, or four rows if that is more.
 ORACLE_ELEMENTS = 1 << 24
 
@@ -88,6 +85,7 @@ class Case:
         bytes_moved: Likewise, the fewest bytes: inputs read once, outputs written once.
         rows: From the size to how many rows the output has.
         max_rows: How many of them are held against the exact answer, at most.
+        tiny: The size at which every peer is checked first, interpreted kernels too.
         tolerance: The largest error allowed: the largest absolute difference from the
             exact answer, over the largest absolute number in it.
     """
@@ -103,6 +101,7 @@ class Case:
     bytes_moved: Callable[[int, str], int]
     rows: Callable[[int], int] = as_many
     max_rows: int = 256
+    tiny: int = 64
     tolerance: float = 1e-4
 
     def work(self, device: torch.device, quick: bool) -> list[tuple[str, int]]:

@@ -93,7 +93,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "device": about,
         "cpu": cpu,
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": _versions(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "commit": _commit(),

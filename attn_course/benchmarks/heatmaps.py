@@ -19,7 +19,7 @@ CHUNK = 4096
 
 def bins_of(size: int) -> int:
     """How many bins the picture has each way; they divide the sizes measured."""
-    return min(128, size // 4)
+    return min(128, size // 8)
 
 
 def inputs(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -120,4 +120,5 @@ CASE = Case(
     bytes_moved=bytes_moved,
     rows=bins_of,
     max_rows=4,
+    tiny=32,
 )

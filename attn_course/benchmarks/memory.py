@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from attn_course.benchmarks.cases import TINY, Case, Peer, all_cases
+from attn_course.benchmarks.cases import Case, Peer, all_cases
 from attn_course.benchmarks.trial import Trial
 
 TIMEOUT_S = 300
@@ -66,7 +66,7 @@ def _on_cuda(case: Case, peer: Peer, size: int, direction: str, device: torch.de
 
 def _on_cpu(case: Case, peer: Peer, size: int, direction: str) -> int:
     device = torch.device("cpu")
-    Trial(case, TINY, direction, device).run(peer.make(device))  # loads what is loaded lazily
+    Trial(case, case.tiny, direction, device).run(peer.make(device))  # loads what is loaded lazily
     trial, function = Trial(case, size, direction, device), peer.make(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here

@@ -81,7 +81,7 @@ def plot_results(
     """
     import matplotlib.pyplot as plt
 
-    from attn_course.heatmaps import use_style
+    from attn_course.heatmaps import PALETTE, use_style
 
     record = find_run(name, device, directory)
     with plt.rc_context():
@@ -104,11 +104,11 @@ def plot_results(
         for index, peer in enumerate(known):
             if peer in names:
                 mine = sorted((row for row in rows if row["peer"] == peer), key=lambda r: r["size"])
-                style = {"color": f"C{index}", "marker": MARKERS[index % len(MARKERS)]}
+                style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
                 _draw(left, right, peer, mine, style)
-        _label(left, right, direction)
+        _label(left, right, direction, sorted({row["size"] for row in rows}))
         figure.suptitle(record["title"], fontsize=11)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        left.legend()
         figure.supxlabel(_line(record), fontsize=8)
     return figure
 
@@ -123,16 +123,16 @@ def _draw(left: Axes, right: Axes, peer: str, rows: list[Record], style: dict[st
         right.plot(*zip(*held, strict=True), **style)
 
 
-def _label(left: Axes, right: Axes, direction: str) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def _label(left: Axes, right: Axes, direction: str, sizes: list[int]) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-    for axes, unit, what in ((left, _seconds, "time"), (right, _bytes, "memory")):
+    for axes, unit, what in ((left, as_seconds, "time"), (right, as_bytes, "memory")):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_title(f"{what}, {direction}")
         axes.set_xlabel("n")
-        axes.xaxis.set_major_locator(LogLocator(base=2, numticks=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(_count))
+        axes.set_xticks(sizes, [_count(size) for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(unit))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(True, which="major", alpha=0.3)
@@ -147,19 +147,24 @@ def _empty(text: str, figsize: tuple[float, float]) -> Figure:
     return figure
 
 
-def _count(value: float, _: object = None) -> str:
-    """A size, short: 1,024 as 1k."""
+def _count(size: int) -> str:
+    """A size, short where it is a multiple of 1,024.
+
+    Example:
+        >>> _count(65_536), _count(1 << 20), _count(20_000)
+        ('64k', '1M', '20,000')
+    """
     for unit, factor in (("M", 1 << 20), ("k", 1 << 10)):
-        if value >= factor:
-            return f"{value / factor:g}{unit}"
-    return f"{value:g}"
+        if size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size:,}"
 
 
-def _seconds(value: float, _: object = None) -> str:
+def as_seconds(value: float, _: object = None) -> str:
     """Seconds in a unit that fits.
 
     Example:
-        >>> _seconds(0.002)
+        >>> as_seconds(0.002)
         '2 ms'
     """
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
@@ -168,11 +173,11 @@ def _seconds(value: float, _: object = None) -> str:
     return f"{value * 1e9:.3g} ns"
 
 
-def _bytes(value: float, _: object = None) -> str:
+def as_bytes(value: float, _: object = None) -> str:
     """Bytes in a unit that fits.
 
     Example:
-        >>> _bytes(2_000_000)
+        >>> as_bytes(2_000_000)
         '2 MB'
     """
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

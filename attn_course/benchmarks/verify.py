@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from attn_course.benchmarks.cases import TINY, Case, Peer
+from attn_course.benchmarks.cases import Case, Peer
 from attn_course.benchmarks.trial import Trial
 
 #: A single call that is expected to take longer than this is left out.
@@ -45,7 +45,8 @@ class Result:
         p10_s: A tenth of the calls took less.
         p90_s: A tenth of the calls took more.
         repeats: How many calls were timed.
-        peak_bytes: The most memory in use during a call, beside what was in use before.
+        peak_bytes: The most memory in use during a call, beside what was in use before; on a
+            CPU the largest of several calls, each in a process of its own.
     """
 
     peer: str
@@ -107,9 +108,9 @@ def _check_all(
     directions = list(dict.fromkeys(direction for direction, _ in work))
     alive: dict[str, list[Peer]] = {direction: [] for direction in directions}
     for direction in directions:
-        trial = Trial(case, TINY, direction, device)
+        trial = Trial(case, case.tiny, direction, device)
         for peer in case.peers_on(device):
-            result = Result(peer.name, peer.ours, direction, TINY)
+            result = Result(peer.name, peer.ours, direction, case.tiny)
             if direction not in peer.directions:
                 continue
             if reason := peer.why_not(device):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attn_course.benchmarks import cases
-from attn_course.benchmarks.cases import BOTH, FORWARD, TINY, Case, all_cases
+from attn_course.benchmarks.cases import BOTH, FORWARD, Case, all_cases
 from attn_course.benchmarks.trial import Trial
 from tests.benchmarks.fakes import CPU, fake_case, peer, right, wrong, wrong_gradient
 
@@ -36,7 +36,7 @@ def test_plain_peers_are_right(case: Case, direction: str) -> None:
     """What runs on a GPU alone is tried uncompiled, where it is plain PyTorch."""
     if direction not in case.quick_sizes:
         pytest.skip(f"{case.name} has no {direction}")
-    trial = Trial(case, TINY, direction, CPU)
+    trial = Trial(case, case.tiny, direction, CPU)
     for entry in case.peers:
         if entry.name not in ("triton", "KeOps") and "compile" not in entry.name:
             assert trial.error(entry.make(CPU)) < case.tolerance, entry.name
@@ -45,7 +45,7 @@ def test_plain_peers_are_right(case: Case, direction: str) -> None:
 def test_the_form_to_compile_is_right() -> None:
     from attn_course.benchmarks.kernel_regression import CASE, fusible
 
-    assert Trial(CASE, TINY, BOTH, CPU).error(fusible) < CASE.tolerance
+    assert Trial(CASE, CASE.tiny, BOTH, CPU).error(fusible) < CASE.tolerance
 
 
 def test_the_two_passes_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,12 +54,13 @@ def test_the_two_passes_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(heatmaps, "CHUNK", 16)
     pooled = heatmaps.two_pass(CPU)
-    assert Trial(heatmaps.CASE, TINY, FORWARD, CPU).error(pooled) < heatmaps.CASE.tolerance
+    case = heatmaps.CASE
+    assert Trial(case, case.tiny, FORWARD, CPU).error(pooled) < case.tolerance
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_inputs_repeat(case: Case) -> None:
-    for first, second in zip(case.inputs(TINY, CPU), case.inputs(TINY, CPU), strict=True):
+    for first, second in zip(case.inputs(case.tiny, CPU), case.inputs(case.tiny, CPU), strict=True):
         assert torch.equal(first, second)
         assert first.dtype == torch.float32
 

@@ -158,6 +158,18 @@ def test_a_record_holds_what_was_measured(tmp_path: Path) -> None:
     assert len([line for line in table(record).splitlines() if " 1.00 " in line]) == 6
 
 
+def test_the_largest_memory_counts() -> None:
+    peaks = iter([3, 9, 5])
+    case = fake_case(peer("mine", right, ours=True), sizes={"cpu": {FORWARD: (100,)}})
+    (record,) = go(case, peak=lambda *arguments: next(peaks))
+    assert record["results"][0]["peak_bytes"] == 9
+
+
+def test_memory_that_nobody_knows_is_none() -> None:
+    (record,) = go(fake_case(peer("mine", right, ours=True)), peak=lambda *arguments: None)
+    assert record["results"][0]["peak_bytes"] is None
+
+
 def test_memory_is_the_peers_own() -> None:
     """A call that holds a matrix of 1024 x 1024 shows it; one that does not, does not."""
     if not Path("/proc/self/status").exists():
