@@ -27,6 +27,9 @@ IMPLEMENTATIONS = ("auto", "reference", "blocked", "triton")
 #: without tensor cores, gives way to PyTorch in blocks.
 _KERNEL_WIDTH_LIMIT = 128
 
+#: Up to this many weights, storing them all is the faster way on a CPU.
+_STORED_PAIRS = 1 << 20
+
 
 @overload
 def kernel_regression(
@@ -111,7 +114,7 @@ def kernel_regression(
             ``reference`` PyTorch; holds all weights
             ``blocked``   PyTorch, a block of queries at a time; O(n + m) memory
             ``triton``    GPU kernel (interpreted where there is no GPU: slow)
-            ``auto``      with ``need_weights`` or up to 2^18 pairs on a CPU
+            ``auto``      with ``need_weights`` or up to 2^20 pairs on a CPU
                           ``reference``; on CUDA ``triton`` up to dim + value_dim
                           = 128; else ``blocked``
             ============= ======================================================
@@ -223,7 +226,7 @@ def _fastest(
         narrow = query.shape[-1] + value.shape[-1] <= _KERNEL_WIDTH_LIMIT
         return "triton" if _triton.AVAILABLE and narrow else "blocked"
     pairs = torch.Size(batch_shape).numel() * query.shape[-2] * key.shape[-2]
-    return "blocked" if pairs > reference.BLOCK_ELEMENTS else "reference"
+    return "blocked" if pairs > _STORED_PAIRS else "reference"
 
 
 def leave_one_out(

@@ -8,17 +8,21 @@ block of queries at a time, so that its memory does not grow with
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from attn_course._validation import combine
 
 #: The kernels, as functions of the scaled distance d = ||(q - k) / width||.
 KERNELS = ("gaussian", "boxcar", "constant", "triangular", "epanechnikov")
 
+#: Some queries, and the lengths and the mask that are theirs.
+_Block: TypeAlias = tuple[slice, Tensor | None, Tensor | None]
+
 #: How many weights ``nadaraya_watson_blocked`` holds at a time.
-BLOCK_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 17
 
 
 def kernel_value(distance: Tensor, kernel: str = "gaussian") -> Tensor:
@@ -69,17 +73,17 @@ def attention_weights(distance: Tensor, kernel: str, allowed: Tensor | None) -> 
         Weights, ``[..., query_len, key_len]``.
     """
     if kernel == "gaussian":
-        # exp(-d^2/2) is 0 in floating point from d = 14 on. Dividing numerator and
-        # denominator by the largest value first keeps the nearest key alive.
-        logit = -distance.square() / 2
-        if allowed is not None:
-            logit = logit.masked_fill(~allowed, -torch.inf)
-        largest = logit.amax(-1, keepdim=True).detach()
-        weight = torch.exp(logit - largest.masked_fill(largest == -torch.inf, 0))
-    else:
-        weight = kernel_value(distance, kernel)
-        if allowed is not None:
-            weight = weight.masked_fill(~allowed, 0)
+        # exp(-d^2/2) is 0 in floating point from d = 14 on. softmax divides numerator and
+        # denominator by the largest value first, which keeps the nearest key alive.
+        logit = distance.square() * -0.5
+        if allowed is None:
+            return logit.softmax(-1)
+        logit = logit.masked_fill(~allowed, -torch.inf)
+        empty = logit.amax(-1, keepdim=True) == -torch.inf
+        return logit.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
+    weight = kernel_value(distance, kernel)
+    if allowed is not None:
+        weight = weight.masked_fill(~allowed, 0)
     total = weight.sum(-1, keepdim=True)
     return weight / total.masked_fill(total == 0, 1)
 
@@ -117,7 +121,7 @@ def nadaraya_watson_blocked(
     kernel: str,
     lens: Tensor | None = None,
     mask: Tensor | None = None,
-    block_elements: int = BLOCK_ELEMENTS,
+    block_elements: int | None = None,
 ) -> Tensor:
     """The output of ``nadaraya_watson``, a block of queries at a time.
 
@@ -131,28 +135,60 @@ def nadaraya_watson_blocked(
         kernel: One of ``KERNELS``.
         lens: How many leading keys count; broadcasts to ``[..., query_len]``.
         mask: ``True`` = may attend; broadcasts to ``[..., query_len, key_len]``.
-        block_elements: How many weights to hold at a time.
+        block_elements: How many weights to hold at a time; ``BLOCK_ELEMENTS`` by default.
 
     Returns:
         ``[..., query_len, value_dim]``.
     """
     query_len, key_len = query.shape[-2], key.shape[-2]
     batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    rows = max(1, block_elements // max(1, batch.numel() * key_len))
+    elements = block_elements or BLOCK_ELEMENTS
+    rows = max(1, elements // max(1, batch.numel() * key_len))
 
-    def block(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
-        return nadaraya_watson(query, key, value, kernel=kernel, allowed=allowed)[0]
+    blocks = []
+    for start in range(0, query_len, rows):
+        here = slice(start, start + rows)
+        some_lens = lens if lens is None or lens.shape[-1] == 1 else lens[..., here]
+        some_mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., here, :]
+        blocks.append((here, some_lens, some_mask))
+    output: Tensor = _Blocked.apply(query, key, value, kernel, blocks)
+    return output
 
-    outputs = []
-    for start in range(0, max(query_len, 1), rows):
-        part = query[..., start : start + rows, :]
-        some_lens = lens if lens is None or lens.shape[-1] == 1 else lens[..., start : start + rows]
-        some_mask = mask
-        if mask is not None and mask.shape[-2] > 1:
-            some_mask = mask[..., start : start + rows, :]
-        allowed = combine(some_lens, some_mask, key_len)
-        if torch.is_grad_enabled():
-            outputs.append(checkpoint(block, part, key, value, allowed, use_reentrant=False))
-        else:
-            outputs.append(block(part, key, value, allowed))
-    return torch.cat(outputs, -2)
+
+class _Blocked(torch.autograd.Function):
+    """Blocks one after the other, forward and backward, each written where it belongs.
+
+    Nothing small is left lying between the large temporaries, so the memory of one block
+    serves the next.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, kernel: str, blocks: list[_Block]
+    ) -> Tensor:
+        batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        output = query.new_empty(*batch, query.shape[-2], value.shape[-1])
+        for here, lens, mask in blocks:
+            allowed = combine(lens, mask, key.shape[-2])
+            output[..., here, :] = nadaraya_watson(
+                query[..., here, :], key, value, kernel=kernel, allowed=allowed
+            )[0]
+        ctx.save_for_backward(query, key, value)
+        ctx.kernel, ctx.blocks = kernel, blocks
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value = (tensor.detach().requires_grad_() for tensor in ctx.saved_tensors)
+        dquery, dkey, dvalue = (torch.zeros_like(tensor) for tensor in (query, key, value))
+        for here, lens, mask in ctx.blocks:
+            allowed = combine(lens, mask, key.shape[-2])
+            with torch.enable_grad():
+                part = query[..., here, :].detach().requires_grad_()
+                output, _ = nadaraya_watson(part, key, value, kernel=ctx.kernel, allowed=allowed)
+            some = torch.autograd.grad(output, (part, key, value), grad[..., here, :])
+            dquery[..., here, :] = some[0]
+            dkey += some[1]
+            dvalue += some[2]
+        return dquery, dkey, dvalue, None, None
