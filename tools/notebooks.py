@@ -89,6 +89,8 @@ def derive(source: Path, target: Path, *, solved: bool = True) -> NotebookNode:
         cell.id = f"{source.stem}-{len(kept):03d}".replace("_", "-")[-64:]
         kept.append(cell)
     notebook.cells = kept
+    if not solved:
+        course["stubs"] = sum(cell.source.count("raise NotImplementedError") for cell in kept)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     notebook.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -155,6 +157,13 @@ def same_cells(one: NotebookNode, other: NotebookNode) -> bool:
     return bool(essence(one) == essence(other))
 
 
+def holds_work(notebook: NotebookNode) -> bool:
+    """Whether somebody has run or answered an exercise notebook."""
+    stubs = sum(cell.source.count("raise NotImplementedError") for cell in notebook.cells)
+    ran = any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    return ran or stubs < notebook.metadata.get("course", {}).get("stubs", 0)
+
+
 def execute(notebook: NotebookNode, folder: Path) -> None:
     """Run all cells in place, and refuse outputs that do not belong in a book.
 
@@ -204,6 +213,9 @@ def main() -> int:
             print(f"{name}: up to date")
             continue
         if not solved:
+            if current is not None and holds_work(current):
+                print(f"{name}: kept, since it holds your answers; move it away to make it anew")
+                continue
             save(notebook, target)
             print(f"{name}: written")
             continue
