@@ -49,7 +49,23 @@ def licences() -> Iterator[tuple[str, bytes]]:
             if "licen" in file.name.lower() or file.name.lower().startswith(("copying", "notice")):
                 path = Path(str(distribution.locate_file(file)))
                 if path.is_file() and path.suffix not in (".py", ".pyc"):
-                    yield f"{name}/{file.name}", path.read_bytes()
+                    yield f"{name}/{file.as_posix()}", path.read_bytes()
+
+
+def mathjax() -> Iterator[tuple[str, bytes]]:
+    """MathJax's licence, which the package that bundles it leaves out.
+
+    MathJax is under Apache-2.0, and so is sphinx-revealjs, which carries the text.
+
+    Raises:
+        FileNotFoundError: It does not carry the text any more.
+    """
+    yield "MathJax/about.txt", b"MathJax 3 and its fonts, https://www.mathjax.org\nApache-2.0\n"
+    for name, text in licences():
+        if name.startswith("sphinx-revealjs/") and b"Apache License" in text and len(text) > 9000:
+            yield "MathJax/LICENSE", text
+            return
+    raise FileNotFoundError("no package carries the text of Apache-2.0, MathJax's licence.")
 
 
 def members() -> Iterator[tuple[Path, str]]:
@@ -81,7 +97,7 @@ def main() -> int:
         archive.writestr(f"{top}/READ-ME-FIRST.txt", FIRST)
         for path, name in members():
             archive.write(path, f"{top}/{name}")
-        for name, text in licences():
+        for name, text in [*licences(), *mathjax()]:
             archive.writestr(f"{top}/licences/{name}", text)
     with zipfile.ZipFile(aside) as archive:
         broken = archive.testzip()
