@@ -14,7 +14,8 @@ import sys
 import time
 from typing import Any
 
-os.environ["TRITON_INTERPRET"] = "0"
+if __name__ == "__main__":  # before triton is imported; whoever imports this module decides alone
+    os.environ["TRITON_INTERPRET"] = "0"
 
 from attn_course import _triton
 
