@@ -7,7 +7,7 @@ NAMES ?=
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks check slides lab serve bench offline clean
+.PHONY: help book test notebooks check slides lab serve bench gpu offline clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -34,6 +34,10 @@ serve: book ## serve the book on http://localhost:8000
 	$(BIN)/python -m http.server 8000 --directory _build/html
 
 bench: .venv/.test ## run the benchmarks and store their results; NAMES="..." for some
+	$(BIN)/python -m attn_course.benchmarks $(NAMES)
+
+gpu: .venv/.test ## on a CUDA GPU: the kernels' tests, compiled, then the benchmarks, stored
+	$(BIN)/python -m pytest -q -m "gpu or triton" tests
 	$(BIN)/python -m attn_course.benchmarks $(NAMES)
 
 offline: .venv/.book ## one zip: book, slides, notebooks, package; reads without network
