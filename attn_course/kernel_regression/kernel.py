@@ -20,7 +20,7 @@ l_i = 0 and gives zeros.
 Grid: a program of the forward and of the dq kernel owns BLOCK_M queries and streams
 all keys past them, BLOCK_N at a time; a program of the dk/dv kernel owns BLOCK_N keys
 and streams queries. Each output has one owner: no atomics, runs repeat bit for bit.
-The last grid axis splits wide rows: TILE columns of the output a program.
+The second grid axis splits wide rows: TILE columns of the output a program.
 
 Saved for backward: the output, and per query one number that normalises: M + log2 l for
 the Gaussian (its logarithm, since l alone would underflow), 1/l for the others.
@@ -66,6 +66,14 @@ CONFIGS = {
 INTERPRETED_CONFIG = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4}
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _tile_and_batch(length, BLOCK: tl.constexpr):
+    """Which tile of which batch item is mine: both in grid axis 0, the only long one."""
+    program = tl.program_id(0)
+    tiles = tl.cdiv(length, BLOCK)
+    return program % tiles, (program // tiles).to(tl.int64)
 
 
 @triton.jit
@@ -119,7 +127,8 @@ def _allowed(
     )  # [BLOCK_M]
     allowed = offs_n[None, :] < lens[:, None]  # [BLOCK_M, BLOCK_N]; lens <= m
     if HAS_MASK:
-        where = offs_m[:, None].to(tl.int64) * stride_mm + offs_n[None, :] * stride_mn
+        where = offs_m[:, None].to(tl.int64) * stride_mm
+        where += offs_n[None, :].to(tl.int64) * stride_mn
         mask = tl.load(mask_ptr + batch * stride_mb + where, mask=allowed, other=0)
         allowed = allowed & (mask != 0)  # [BLOCK_M, BLOCK_N]
     return allowed
@@ -185,9 +194,9 @@ def _regress_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # my queries
-    batch = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(2) * TILE  # my columns of the values: first .. first + TILE
+    tile, batch = _tile_and_batch(n, BLOCK_M)
+    offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # my queries
+    first = tl.program_id(1) * TILE  # my columns of the values: first .. first + TILE
     columns = tl.arange(0, BLOCK_V)
 
     dtype = norm_ptr.dtype.element_ty
@@ -312,9 +321,9 @@ def _regress_bwd_dq_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # my queries
-    batch = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(2) * TILE  # my coordinates
+    tile, batch = _tile_and_batch(n, BLOCK_M)
+    offs_m = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # my queries
+    first = tl.program_id(1) * TILE  # my coordinates
     columns = tl.arange(0, BLOCK_D)
     dquery = tl.zeros([BLOCK_M, BLOCK_D], norm_ptr.dtype.element_ty)
 
@@ -370,10 +379,10 @@ def _regress_bwd_dkv_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)  # my keys
-    batch = tl.program_id(1).to(tl.int64)
-    first = tl.program_id(2) * TILE  # my coordinates
-    first_v = tl.program_id(2) * TILE_V  # my columns of the values
+    tile, batch = _tile_and_batch(m, BLOCK_N)
+    offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)  # my keys
+    first = tl.program_id(1) * TILE  # my coordinates
+    first_v = tl.program_id(1) * TILE_V  # my columns of the values
     columns = tl.arange(0, BLOCK_D)
     columns_v = tl.arange(0, BLOCK_V)
     dkey = tl.zeros([BLOCK_D, BLOCK_N], norm_ptr.dtype.element_ty)
@@ -436,7 +445,7 @@ def nadaraya_watson(
         return full.reshape(batch, *full.shape[-2:]).mT.contiguous()
 
     if lens is None:
-        lens = torch.tensor(m, device=query.device)
+        lens = torch.full((), m, device=query.device)
     lens = lens.to(torch.int32).expand(*batch_shape, n).reshape(batch, n)  # [batch, n]
     if mask is not None:
         mask = mask.expand(*batch_shape, n, m).reshape(batch, n, m).view(torch.uint8)
@@ -457,7 +466,7 @@ class _KernelRegression(torch.autograd.Function):
         arguments, meta = _common(query, key, value, lens, mask, kernel)
         tile = min(value_dim, MAX_TILE)
         meta |= {"TILE": tile, "BLOCK_V": triton.next_power_of_2(tile)}
-        grid = (triton.cdiv(n, meta["BLOCK_M"]), batch, triton.cdiv(value_dim, tile))
+        grid = (triton.cdiv(n, meta["BLOCK_M"]) * batch, triton.cdiv(value_dim, tile))
         if output.numel():
             _regress_fwd_kernel[grid](
                 *arguments["inputs"], output, norm, *arguments["sizes"], **meta
@@ -480,13 +489,13 @@ class _KernelRegression(torch.autograd.Function):
         dquery = dkey = dvalue = None
         if ctx.needs_input_grad[0]:
             dquery = torch.empty_like(query)
-            grid = (triton.cdiv(n, meta["BLOCK_M"]), batch, triton.cdiv(dim, tile))
+            grid = (triton.cdiv(n, meta["BLOCK_M"]) * batch, triton.cdiv(dim, tile))
             if dquery.numel():
                 _regress_bwd_dq_kernel[grid](*inputs, dquery, *arguments["sizes"], **meta)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             dkey, dvalue = torch.empty_like(key), torch.empty_like(value)
             tiles = max(triton.cdiv(dim, tile), triton.cdiv(value_dim, tile_v))
-            grid = (triton.cdiv(m, meta["BLOCK_N"]), batch, tiles)
+            grid = (triton.cdiv(m, meta["BLOCK_N"]) * batch, tiles)
             meta |= {"TILE_V": tile_v, "BLOCK_V": triton.next_power_of_2(tile_v)}
             if dkey.numel():
                 _regress_bwd_dkv_kernel[grid](*inputs, dkey, dvalue, *arguments["sizes"], **meta)
@@ -513,10 +522,17 @@ def _common(query, key, value, lens, mask, kernel):
 def shipped() -> Iterator[Shipped]:
     """Each kernel as the launchers call it, for each architecture.
 
-    The shapes are chapter 1's: a curve (one coordinate, one value), points in space,
-    and digits (64 coordinates, 10 classes).
+    The shapes are chapter 1's: points in space, a curve (one coordinate, one value) and
+    digits (64 coordinates, 10 classes).
     """
-    shapes = [("gaussian", 3, 1, False), ("triangular", 1, 1, True), ("gaussian", 64, 10, False)]
+    shapes = [
+        ("gaussian", 3, 1, False),
+        ("triangular", 1, 1, True),
+        ("boxcar", 1, 1, False),
+        ("constant", 1, 1, False),
+        ("epanechnikov", 2, 3, True),
+        ("gaussian", 64, 10, False),
+    ]
     strides = ("stride_lb", "stride_lm", "stride_mb", "stride_mm", "stride_mn")
     integers = dict.fromkeys(("n", "m", *strides), "i32")
     for arch in ARCHITECTURES:

@@ -456,3 +456,10 @@ def test_offsets_beyond_32_bits_on_a_gpu() -> None:
     value = torch.tensor([[0.0], [5.0]], device="cuda")
     output = kernel_regression(query, key, value, kernel="boxcar", impl="triton")
     assert bool((output[0] == 0).all()) and bool((output[-1] == 5).all())
+
+
+@pytest.mark.gpu
+def test_more_batch_items_than_a_short_grid_axis_holds_on_a_gpu() -> None:
+    query, key, value = inputs(1, 3, 2, 1, 70_000, dtype=torch.float32)
+    actual = kernel_regression(query, key, value, impl="triton")
+    torch.testing.assert_close(actual, kernel_regression(query, key, value, impl="reference"))
