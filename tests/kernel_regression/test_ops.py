@@ -212,6 +212,22 @@ def test_an_empty_window_gives_zeros(impl: str, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_key_right_under_the_query_pulls_nowhere(impl: str, kernel: str) -> None:
+    """At distance zero, the triangular kernel's kink included, the pair gives no gradient."""
+    key = torch.tensor([[0.3, 0.1], [0.5, 0.4]], dtype=torch.float64, device=DEVICE)
+    query = key[:1].clone().requires_grad_()
+    value = torch.tensor([[1.0], [5.0]], dtype=torch.float64, device=DEVICE)
+    alone = kernel_regression(query, key[:1], value[:1], kernel=kernel, impl=impl)
+    assert torch.autograd.grad(alone.sum(), query)[0].tolist() == [[0.0, 0.0]]
+    both = kernel_regression(query, key, value, kernel=kernel, impl=impl)
+    (gradient,) = torch.autograd.grad(both.sum(), query)
+    expected = kernel_regression(query, key, value, kernel=kernel, impl="reference")
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), query)[0])
+    assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 def test_a_distant_gaussian_query_takes_its_nearest_key(impl: str) -> None:
     """exp(-d^2/2) is 0 for every key here; the plain quotient would be 0/0."""
     key = torch.tensor([[0.0], [1.0], [2.0]], device=DEVICE)
