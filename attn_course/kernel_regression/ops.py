@@ -24,7 +24,7 @@ from attn_course.kernel_regression import reference
 IMPLEMENTATIONS = ("auto", "reference", "blocked", "triton")
 
 #: Above this many numbers a pair (coordinates and values), the GPU kernel, which multiplies
-#: without tensor cores, gives way to PyTorch in blocks.
+#: without tensor cores, gives way to PyTorch in blocks. Reasoned, not yet measured on a GPU.
 _KERNEL_WIDTH_LIMIT = 128
 
 #: Up to this many weights, storing them all is the faster way on a CPU.

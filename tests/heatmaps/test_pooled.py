@@ -1,8 +1,6 @@
 """Pooled pictures against the full matrix, binned by loops over Python numbers."""
 
-import json
 import math
-import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -335,29 +333,6 @@ def test_triton_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RuntimeError, match="no wheel for this system"):
         pooled_weights(torch.zeros(2, 1), torch.zeros(2, 1), bins=1, impl="triton")
     assert pooled_weights(torch.zeros(2, 1), torch.zeros(2, 1), bins=1).item() == 1
-
-
-_COMPILE = """
-import json
-from attn_course import _aot
-from attn_course.heatmaps.kernel import shipped
-wanted = [s for s in shipped() if s.arch == 90]
-print(json.dumps({s.label(): _aot.compile_shipped(s).metadata.shared for s in wanted}))
-"""
-
-
-@pytest.mark.triton
-def test_the_kernels_compile_without_a_gpu() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    shared = json.loads(done.stdout)
-    assert len(shared) == 8
-    assert {label.split()[0] for label in shared} == {"_pool_norm_kernel", "_pool_bins_kernel"}
 
 
 def test_importing_heatmaps_imports_neither_kernel_nor_pyplot() -> None:
