@@ -11,10 +11,21 @@ Example:
 
 __version__ = "0.1.0"
 
-#: Chapter number -> the package that holds its mechanism. The sources of a
-#: chapter are named ``NN_<mechanism>``.
+#: Chapter number -> the package that its files are named after: the sources of a
+#: chapter are ``NN_<mechanism>``.
 CHAPTERS: dict[int, str] = {
     1: "kernel_regression",
+    2: "scoring",
+    3: "seq2seq",
 }
 
-__all__ = ["CHAPTERS", "__version__"]
+#: Every package that holds a mechanism, in the order in which the course needs them; one
+#: may import those before it. A chapter can bring more than the one it is named after.
+MECHANISMS: tuple[str, ...] = (
+    "kernel_regression",
+    "scoring",
+    "dot_product",
+    "seq2seq",
+)
+
+__all__ = ["CHAPTERS", "MECHANISMS", "__version__"]

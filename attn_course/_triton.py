@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import inspect
 import os
-import pkgutil
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,12 +137,19 @@ class Shipped:
 
 
 def kernel_modules() -> list[str]:
-    """Names of the modules that hold kernels: every ``attn_course.<mechanism>.kernel``."""
+    """Names of the modules that hold kernels.
+
+    Every ``attn_course.<package>.kernel``, and every module beside it whose name ends in
+    ``_kernel``.
+    """
     import attn_course
 
-    packages = [info.name for info in pkgutil.iter_modules(attn_course.__path__) if info.ispkg]
-    names = [f"attn_course.{package}.kernel" for package in packages]
-    return [name for name in names if find_spec(name) is not None]
+    names = []
+    for root in map(Path, attn_course.__path__):
+        for path in sorted(root.glob("*/*.py")):
+            if path.stem == "kernel" or path.stem.endswith("_kernel"):
+                names.append(f"attn_course.{path.parent.name}.{path.stem}")
+    return names
 
 
 def shipped_kernels() -> Iterator[Shipped]:

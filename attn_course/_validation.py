@@ -59,6 +59,12 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
+def check_dropout(name: str, value: float) -> None:
+    """Raise ``ValueError`` unless ``value`` is a probability below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must lie in [0, 1), got {value}.")
+
+
 def check_together(**tensors: Tensor) -> None:
     """Raise ``ValueError`` unless all tensors share a dtype and a device."""
     (first, reference), *rest = tensors.items()
@@ -186,4 +192,4 @@ def combine(lens: Tensor | None, mask: Tensor | None, key_len: int) -> Tensor | 
 
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.device != device:
-        raise ValueError(f"{name} must be on {device}, as query is, got {tensor.device}.")
+        raise ValueError(f"{name} must be on {device}, like what it masks, got {tensor.device}.")

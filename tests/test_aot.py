@@ -47,6 +47,13 @@ def test_every_kernel_ships_for_every_architecture(compiled: list[dict]) -> None
                 assert (kernel, arch) in have, f"{name}: shipped() lacks {kernel} for sm_{arch}"
 
 
+def test_kernels_are_found_by_the_name_of_their_file() -> None:
+    found = _triton.kernel_modules()
+    assert {"attn_course.kernel_regression.kernel", "attn_course.scoring.kernel"} <= set(found)
+    assert {"attn_course.heatmaps.kernel", "attn_course.scoring.additive_kernel"} <= set(found)
+    assert not any(name.split(".")[1] == "exercises" for name in found)
+
+
 def test_a_kernel_that_asks_for_too_much_is_refused() -> None:
     code = (
         "import os; os.environ['TRITON_INTERPRET'] = '0'; "

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 import attn_course
-from attn_course import CHAPTERS
+from attn_course import CHAPTERS, MECHANISMS
 
 PACKAGE = Path(attn_course.__file__).parent
-MECHANISMS = list(CHAPTERS.values())
 FILES = sorted(PACKAGE.rglob("*.py"))
-#: Inside a mechanism's folder: file -> the siblings it may import.
+#: Inside a mechanism's folder: file -> the siblings it may import. ``kernel`` also stands
+#: for ``<name>_kernel``, a second kernel file beside it.
 SIBLINGS = {
     "reference": set(),
-    "kernel": set(),
-    "ops": {"reference", "kernel"},
+    "blocked": {"reference"},
+    "kernel": {"kernel"},
+    "ops": {"reference", "blocked", "kernel"},
     "layer": {"ops", "reference"},
 }
 #: Parts that every chapter shares; they know no layer.
@@ -56,14 +57,20 @@ def test_d2l_is_imported_in_one_place(path: Path) -> None:
 def test_one_direction_inside_a_mechanism(mechanism: str) -> None:
     folder = PACKAGE / mechanism
     for path in folder.glob("*.py"):
-        if path.stem not in SIBLINGS:
+        if role(path.stem) not in SIBLINGS:
             continue
         prefix = f"attn_course.{mechanism}."
         siblings = {
             n.removeprefix(prefix).split(".")[0] for n in imported(path) if n.startswith(prefix)
         }
         modules = siblings & {p.stem for p in folder.glob("*.py")}
-        assert modules <= SIBLINGS[path.stem], f"{path.name} imports {modules}"
+        allowed = SIBLINGS[role(path.stem)]
+        assert {role(m) for m in modules} <= allowed, f"{path.name} imports {modules}"
+        assert path.stem != "kernel" or not modules, f"{path.name} imports {modules}"
+
+
+def role(stem: str) -> str:
+    return "kernel" if stem.endswith("_kernel") else stem
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
@@ -74,8 +81,11 @@ def test_a_mechanism_imports_earlier_ones_through_their_front_door(mechanism: st
             parts = name.split(".")
             if parts[0] != "attn_course" or len(parts) < 2 or parts[1] in ("_triton", mechanism):
                 continue
-            if parts[1] in MECHANISMS:
-                assert parts[1] in earlier, f"{path.name} imports the later {name}"
+            # A translator is words before it is numbers: "data" holds vocabularies and trained
+            # weights, and knows no mechanism in turn (see the test below).
+            if parts[1] in (*MECHANISMS, "data"):
+                known = (*earlier, "data")
+                assert parts[1] in known, f"{path.name} imports the later {name}"
                 inside = PACKAGE / parts[1] / f"{parts[2]}.py" if len(parts) > 2 else None
                 assert inside is None or not inside.exists(), f"{path.name} reaches into {name}"
             else:
@@ -88,6 +98,13 @@ def test_shared_parts_know_no_layer(part: str) -> None:
         for name in imported(path):
             parts = name.split(".")
             assert parts[0] != "attn_course" or len(parts) < 2 or parts[1] not in MECHANISMS
+
+
+def test_the_mechanisms_are_the_folders_that_hold_operations() -> None:
+    assert set(CHAPTERS.values()) <= set(MECHANISMS)
+    folders = {path.parent.name for path in PACKAGE.glob("*/ops.py")}
+    assert folders <= set(MECHANISMS)
+    assert all((PACKAGE / mechanism / "__init__.py").exists() for mechanism in MECHANISMS)
 
 
 def test_each_mechanism_names_its_chapter() -> None:
@@ -113,8 +130,10 @@ def test_importing_the_package_is_cheap() -> None:
 def test_everything_but_kernels_works_without_triton() -> None:
     hide = "sys.modules['triton'] = None"
     run = (
-        "import torch; from attn_course.kernel_regression import kernel_regression as f; "
-        "from attn_course import heatmaps, data, training, _triton; "
+        "import torch; from importlib import import_module; "
+        "from attn_course.kernel_regression import kernel_regression as f; "
+        "from attn_course import MECHANISMS, heatmaps, data, training, _triton; "
+        "[import_module('attn_course.' + name) for name in MECHANISMS]; "
         "x = torch.zeros(2, 1); f(x, x, x); assert not _triton.AVAILABLE; "
         "assert 'triton' in _triton.REASON"
     )

@@ -1,7 +1,7 @@
 r"""Pictures of attention matrices on the GPU, without ever storing the matrix.
 
-With s_ij = q_i.k_j or -||q_i - k_j||^2 / 2 (the scale and the width come folded into q
-and k) and exp(x) computed as 2^(x log2 e),
+With s_ij = q_i.k_j, -||q_i - k_j||^2 / 2 (the scale and the width come folded into q and k)
+or w . tanh(q_i + k_j), and exp(x) computed as 2^(x log2 e),
 
     pass 1    M_i  = max_j s_ij      l_i = sum_j exp(s_ij - M_i)      saved: M_i, 1/l_i
     pass 2    P_bc = 1/|Q_b| sum_{i in Q_b} sum_{j in K_c} exp(s_ij - M_i) / l_i
@@ -20,7 +20,8 @@ repeat bit for bit.
 
 Moved, in numbers of 4 bytes: about d n m (1 / BLOCK_M + 1 / BLOCK_N) read a pass, most of
 it from cache, 2 n written by pass 1 and the picture by pass 2. FLOPs a pair and a pass: 2 d
-(3 d for the Gaussian) and one exponential. Queries and keys lie transposed,
+(3 d for the Gaussian) and one exponential; the additive score takes d exponentials and
+divisions more. Queries and keys lie transposed,
 [batch, columns, rows], so that a tile's load is one contiguous run.
 
 No backward: it is a picture.
@@ -73,7 +74,7 @@ def _column(ptr, batch, f, rows, length, DIM: tl.constexpr):
 
 @triton.jit
 def _scores(
-    query_ptr, key_ptr, lens_ptr, batch, offs_m, offs_n, n, m,
+    query_ptr, key_ptr, weight_ptr, lens_ptr, batch, offs_m, offs_n, n, m,
     DIM: tl.constexpr, SCORE: tl.constexpr, HAS_LENS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -84,6 +85,11 @@ def _scores(
         k = _column(key_ptr, batch, f, offs_n, m, DIM)  # [BLOCK_N]
         if SCORE == "dot":
             total += q[:, None] * k[None, :]
+        elif SCORE == "additive":
+            x = q[:, None] + k[None, :]
+            z = tl.exp2(tl.abs(x) * (-2 * LOG2_E))  # in [0, 1]: nothing overflows
+            # tanh x = 1 - 2 / (1 + exp(2x)); the softmax does not see the sum of w * 1
+            total -= 2 * tl.load(weight_ptr + f) * (tl.where(x > 0, z, 1.0) / (1.0 + z))
         else:
             difference = q[:, None] - k[None, :]
             total += difference * difference
@@ -101,6 +107,7 @@ def _scores(
 def _pool_norm_kernel(
     query_ptr,  # [batch, DIM, n]
     key_ptr,  # [batch, DIM, m]
+    weight_ptr,  # [DIM], of the additive score
     lens_ptr,  # [batch, n], how many leading keys each query may see
     largest_ptr,  # [batch, n], M_i
     inverse_ptr,  # [batch, n], 1 / l_i
@@ -122,7 +129,7 @@ def _pool_norm_kernel(
     for start in range(0, m, BLOCK_N):
         offs_n = start + tl.arange(0, BLOCK_N)
         s = _scores(
-            query_ptr, key_ptr, lens_ptr, batch, offs_m, offs_n, n, m,
+            query_ptr, key_ptr, weight_ptr, lens_ptr, batch, offs_m, offs_n, n, m,
             DIM, SCORE, HAS_LENS, BLOCK_M, BLOCK_N,
         )  # fmt: skip
         grown = tl.maximum(largest, tl.max(s, 1))
@@ -142,6 +149,7 @@ def _pool_norm_kernel(
 def _pool_bins_kernel(
     query_ptr,  # [batch, DIM, n]
     key_ptr,  # [batch, DIM, m]
+    weight_ptr,  # [DIM], of the additive score
     lens_ptr,  # [batch, n]
     largest_ptr,  # [batch, n]
     inverse_ptr,  # [batch, n]
@@ -181,7 +189,7 @@ def _pool_bins_kernel(
         for key_start in range(0, columns, BLOCK_N):
             offs_n = key_first + key_start + tl.arange(0, BLOCK_N)
             s = _scores(
-                query_ptr, key_ptr, lens_ptr, batch, offs_m, offs_n, n, m,
+                query_ptr, key_ptr, weight_ptr, lens_ptr, batch, offs_m, offs_n, n, m,
                 DIM, SCORE, HAS_LENS, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             inside = mine[:, None] & (offs_n < key_last)[None, :]
@@ -196,6 +204,7 @@ def pool(
     *,
     bins: tuple[int, int],
     score: str,
+    weight: Tensor | None = None,
     lens: Tensor | None = None,
 ) -> Tensor:
     """The picture of the attention matrix, in two passes over it.
@@ -205,7 +214,8 @@ def pool(
             divided by the width.
         key: ``[..., m, d]``, divided by the width likewise.
         bins: Of the queries and of the keys, at most n and m.
-        score: ``"dot"`` or ``"gaussian"``.
+        score: ``"dot"``, ``"gaussian"`` or ``"additive"``.
+        weight: ``[d]``, of the additive score.
         lens: How many leading keys count; broadcasts to ``[..., n]``.
 
     Returns:
@@ -221,7 +231,8 @@ def pool(
     key = key.mT.expand(*batch_shape, dim, m).reshape(batch, dim, m).contiguous()
     if lens is not None:
         lens = lens.to(torch.int32).expand(*batch_shape, n).reshape(batch, n).contiguous()
-    inputs = (query, key, query if lens is None else lens)
+    weight = query if weight is None else weight.contiguous()  # something to point at
+    inputs = (query, key, weight, query if lens is None else lens)
     meta = {"DIM": dim, "SCORE": score, "HAS_LENS": lens is not None}
 
     saved = (query.new_empty(batch, n), query.new_empty(batch, n))
@@ -260,14 +271,15 @@ def _share(rows: int, block: int, slots: int) -> tuple[int, int]:
 def shipped() -> Iterator[Shipped]:
     """Each kernel as the launcher calls it, for each architecture.
 
-    Points in the plane under a Gaussian, and heads of 64 coordinates under a dot product.
+    Points in the plane under a Gaussian, heads of 64 coordinates under a dot product, and
+    64 hidden units.
     """
-    shapes = [("gaussian", 2, False), ("dot", 64, True)]
+    shapes = [("gaussian", 2, False), ("dot", 64, True), ("additive", 64, False)]
     for arch in ARCHITECTURES:
         for tile in (CONFIGS[arch], SMALL):
             blocks = {name: size for name, size in tile.items() if name != "num_warps"}
             for score, dim, has_lens in shapes:
-                read = dict.fromkeys(("query_ptr", "key_ptr"), "*fp32")
+                read = dict.fromkeys(("query_ptr", "key_ptr", "weight_ptr"), "*fp32")
                 read |= {"lens_ptr": "*i32" if has_lens else "*fp32"}
                 read |= dict.fromkeys(("largest_ptr", "inverse_ptr"), "*fp32")
                 constexprs = {"DIM": dim, "SCORE": score, "HAS_LENS": has_lens, **blocks}

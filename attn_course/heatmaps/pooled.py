@@ -30,7 +30,7 @@ from attn_course._validation import (
     check_valid_lens,
 )
 
-SCORES = ("dot", "gaussian")
+SCORES = ("dot", "gaussian", "additive")
 IMPLEMENTATIONS = ("auto", "reference", "triton")
 
 #: How many weights the reference holds at a time (or one row, if that is more).
@@ -53,6 +53,7 @@ def pooled_weights_reference(
     *,
     bins: tuple[int, int],
     score: str,
+    weight: Tensor | None = None,
     lens: Tensor | None = None,
     block_elements: int = BLOCK_ELEMENTS,
 ) -> Tensor:
@@ -63,8 +64,10 @@ def pooled_weights_reference(
         key: ``[..., m, d]``, divided by the width likewise.
         bins: Of the queries and of the keys.
         score: One of ``SCORES``.
+        weight: ``[d]``, of the additive score.
         lens: How many leading keys count; broadcasts to ``[..., n]``.
-        block_elements: How many weights to hold at a time.
+        block_elements: How many weights to hold at a time; of the additive score, how
+            many hidden numbers.
 
     Returns:
         ``[..., q_bins, k_bins]``.
@@ -80,12 +83,13 @@ def pooled_weights_reference(
     place = place.clamp_max(key.shape[-2] - 1)
     key = key[..., place, :]
 
-    rows = max(1, block_elements // max(1, batch.numel() * len(place)))
+    wide = 1 if weight is None else len(weight)
+    rows = max(1, block_elements // max(1, batch.numel() * len(place) * wide))
     picture = query.new_zeros(*batch, q_bins, k_bins)
     for b, (first, last) in enumerate(pairwise(bin_edges(query.shape[-2], q_bins))):
         for start in range(first, last, rows):
             stop = min(start + rows, last)
-            scores = _scores(query[..., start:stop, :], key, score)
+            scores = _scores(query[..., start:stop, :], key, score, weight)
             allowed = inside
             if lens is not None:
                 some = lens if lens.shape[-1] == 1 else lens[..., start:stop]
@@ -97,9 +101,11 @@ def pooled_weights_reference(
     return picture
 
 
-def _scores(query: Tensor, key: Tensor, score: str) -> Tensor:
+def _scores(query: Tensor, key: Tensor, score: str, weight: Tensor | None) -> Tensor:
     if score == "dot":
         return query @ key.mT
+    if weight is not None:
+        return (query.unsqueeze(-2) + key.unsqueeze(-3)).tanh_() @ weight
     # From differences: expanding the square would cancel near zero.
     distance = torch.cdist(query, key, compute_mode="donot_use_mm_for_euclid_dist")
     return -distance.square() / 2
@@ -122,6 +128,7 @@ def pooled_weights(
     score: str = "dot",
     scale: float | None = None,
     width: float | Tensor = 1.0,
+    weight: Tensor | None = None,
     valid_lens: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
@@ -136,10 +143,12 @@ def pooled_weights(
         key: ``[..., key_len, dim]``. Leading dimensions broadcast.
         bins: Of queries and keys, one number for both or ``(q_bins, k_bins)``. Bin b
             covers floor(b n / bins) to floor((b + 1) n / bins), exclusive.
-        score: ``"dot"`` q.k * scale, or ``"gaussian"`` -||(q - k) / width||^2 / 2.
+        score: ``"dot"`` q.k * scale, ``"gaussian"`` -||(q - k) / width||^2 / 2, or
+            ``"additive"`` weight . tanh(q + k), of queries and keys already projected.
         scale: Of the dot product; 1 / sqrt(dim) by default.
         width: Of the Gaussian: a positive number, a tensor with one element, or
             one width for each coordinate, ``[dim]``.
+        weight: Of the additive score, ``[dim]``, which needs it.
         valid_lens: How many leading keys count, ``[batch]`` or ``[batch, query_len]``
             (``batch``: the first leading dimension).
         impl: Which implementation:
@@ -198,12 +207,31 @@ def pooled_weights(
         _triton.require(query.device)
 
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    weight = _check_weight(weight, query, score)
     query, key = _fold(query.to(compute), key.to(compute), score, scale, width)
     if impl == "triton":
         from attn_course.heatmaps import kernel as gpu
 
-        return gpu.pool(query, key, bins=both, score=score, lens=lens)
-    return pooled_weights_reference(query, key, bins=both, score=score, lens=lens)
+        return gpu.pool(query, key, bins=both, score=score, weight=weight, lens=lens)
+    return pooled_weights_reference(query, key, bins=both, score=score, weight=weight, lens=lens)
+
+
+def _check_weight(weight: Tensor | None, query: Tensor, score: str) -> Tensor | None:
+    """The weight of the additive score, in the precision of the computation."""
+    if score != "additive":
+        if weight is not None:
+            raise ValueError(f"weight is for score='additive', got one with score={score!r}.")
+        return None
+    if weight is None:
+        raise ValueError("score='additive' needs weight, one number for each column, got None.")
+    check_floating("weight", weight)
+    check_together(query=query, weight=weight)
+    if tuple(weight.shape) != query.shape[-1:]:
+        raise ValueError(
+            f"weight must have shape [{query.shape[-1]}], the columns of query, "
+            f"got {list(weight.shape)}."
+        )
+    return weight.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
 
 
 def _check_bins(bins: int | tuple[int, int], query_len: int, key_len: int) -> tuple[int, int]:
@@ -224,14 +252,16 @@ def _fold(
 ) -> tuple[Tensor, Tensor]:
     """Multiply the scale, or divide the width, into query and key."""
     dim = query.shape[-1]
+    if score != "gaussian" and (isinstance(width, Tensor) or width != 1.0):
+        raise ValueError(f"width is for score='gaussian', got {width} with score={score!r}.")
+    if score != "dot" and scale is not None:
+        raise ValueError(f"scale is for score='dot', got {scale} with score={score!r}.")
+    if score == "additive":
+        return query, key
     if score == "dot":
-        if isinstance(width, Tensor) or width != 1.0:
-            raise ValueError(f"width is for score='gaussian', got {width} with score='dot'.")
         if scale is not None and not math.isfinite(scale):
             raise ValueError(f"scale must be finite, got {scale}.")
         return query * (dim**-0.5 if scale is None else scale), key
-    if scale is not None:
-        raise ValueError(f"scale is for score='dot', got {scale} with score='gaussian'.")
     check_positive("width", width)
     if isinstance(width, Tensor):
         if tuple(width.shape) not in ((), (1,), (dim,)):

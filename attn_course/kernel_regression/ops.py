@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
+from attn_course._padding import disarm_checked
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -184,7 +185,7 @@ def kernel_regression(
     if isinstance(width, Tensor):
         width = width.to(query)
     query, key = query / width, key / width
-    query, key, value = _clear_padding(query, key, value, lens, mask)
+    query, key, value = disarm_checked(query, key, value, lens, mask)
 
     if impl == "triton":
         from attn_course.kernel_regression import kernel as gpu
@@ -197,23 +198,6 @@ def kernel_regression(
     allowed = combine(lens, mask, key_len)
     output, weights = reference.nadaraya_watson(query, key, value, kernel=kernel, allowed=allowed)
     return (output.to(dtype), weights.to(dtype)) if need_weights else output.to(dtype)
-
-
-def _clear_padding(
-    query: Tensor, key: Tensor, value: Tensor, lens: Tensor | None, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Zero what takes no part, lest its NaN leak: 0 * NaN is NaN."""
-    if mask is not None:
-        allowed = combine(lens, mask, key.shape[-2])
-        assert allowed is not None
-        nobody, nothing = ~allowed.any(-2), ~allowed.any(-1)  # [..., key_len], [..., query_len]
-    elif lens is not None:
-        nobody = torch.arange(key.shape[-2], device=key.device) >= lens.amax(-1, keepdim=True)
-        nothing = lens == 0
-    else:
-        return query, key, value
-    nobody, nothing = nobody.unsqueeze(-1), nothing.unsqueeze(-1)
-    return query.masked_fill(nothing, 0), key.masked_fill(nobody, 0), value.masked_fill(nobody, 0)
 
 
 def _fastest(

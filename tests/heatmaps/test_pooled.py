@@ -49,6 +49,7 @@ def brute_force(
     *,
     scale: float | None = None,
     width: list[float] | None = None,
+    weight: list[float] | None = None,
     lens: list[int] | None = None,
 ) -> Tensor:
     """The picture of one matrix, without a batch: every weight, then every bin."""
@@ -60,6 +61,12 @@ def brute_force(
     for i in range(n):
         if score == "dot":
             s = [scale * sum(a * b for a, b in zip(q[i], k[j], strict=True)) for j in range(m)]
+        elif score == "additive":
+            assert weight is not None
+            s = [
+                sum(w * math.tanh(a + b) for a, b, w in zip(q[i], k[j], weight, strict=True))
+                for j in range(m)
+            ]
         else:
             s = [
                 -sum(((a - b) / w) ** 2 for a, b, w in zip(q[i], k[j], width, strict=True)) / 2
@@ -84,6 +91,52 @@ def test_equals_the_binned_full_matrix(impl: str, shape: Any, score: str) -> Non
     picture = pooled_weights(query, key, bins=bins, score=score, impl=impl)
     torch.testing.assert_close(picture, brute_force(query, key, bins, score), rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(picture.sum(-1), torch.ones_like(picture[:, 0]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=ids)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_additive_equals_the_binned_full_matrix(impl: str, shape: Any) -> None:
+    n, m, d, bins = shape
+    query, key = inputs(n, m, d)
+    weight = torch.randn(2 * d, dtype=torch.float64, device=DEVICE)[::2]
+    picture = pooled_weights(query, key, bins=bins, score="additive", weight=weight, impl=impl)
+    exact = brute_force(query, key, bins, "additive", weight=weight.tolist())
+    torch.testing.assert_close(picture, exact, rtol=1e-6, atol=1e-9)
+    single = pooled_weights(
+        query.float(), key.float(), bins=bins, score="additive", weight=weight.float(), impl=impl
+    )
+    torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error:overflow")
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("size", [50.0, 1e4, math.inf])
+def test_additive_units_may_saturate(impl: str, size: float) -> None:
+    query, key = (tensor.float() for tensor in inputs(18, 20, 3))
+    weight = torch.tensor([2.0, -1.0, 0.5], device=DEVICE)
+    query[3, 0], query[4, 0], key[5, 1], key[6, 2] = size, -size, size, -size
+    picture = pooled_weights(query, key, bins=(18, 5), score="additive", weight=weight, impl=impl)
+    exact = brute_force(query, key, (18, 5), "additive", weight=weight.tolist())
+    torch.testing.assert_close(picture.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_additive_with_lengths_batches_and_poisoned_padding(impl: str) -> None:
+    query, key = inputs(18, 17, 3, 2)
+    weight = torch.randn(3, dtype=torch.float64, device=DEVICE)
+    lens = torch.tensor([6, 17], device=DEVICE)
+    key[0, 6:] = torch.nan
+    before = query.clone(), key.clone(), weight.clone()
+    picture = pooled_weights(
+        query, key, bins=(4, 5), score="additive", weight=weight, valid_lens=lens, impl=impl
+    )
+    for item, length in enumerate(lens.tolist()):
+        exact = brute_force(
+            query[item], key[item], (4, 5), "additive", weight=weight.tolist(), lens=[length] * 18
+        )
+        torch.testing.assert_close(picture[item], exact, rtol=1e-6, atol=1e-9)
+    for tensor, copy in zip((query, key, weight), before, strict=True):
+        assert torch.equal(tensor.nan_to_num(), copy.nan_to_num())
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -208,6 +261,10 @@ def test_the_size_of_the_blocks_does_not_matter(budget: int) -> None:
     whole = pooled_weights_reference(query, key, **args)
     parts = pooled_weights_reference(query, key, **args, block_elements=budget)
     torch.testing.assert_close(parts, whole)
+    args |= {"score": "additive", "weight": torch.randn(3, dtype=torch.float64, device=DEVICE)}
+    whole = pooled_weights_reference(query, key, **args)
+    parts = pooled_weights_reference(query, key, **args, block_elements=budget)
+    torch.testing.assert_close(parts, whole)
 
 
 def test_the_reference_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +281,10 @@ def test_the_reference_never_holds_the_matrix(monkeypatch: pytest.MonkeyPatch) -
     query, key = inputs(2000, 2000, 1)
     pooled_weights(query, key, bins=3, impl="reference")
     assert 0 < largest <= pooled.BLOCK_ELEMENTS < 2000 * 2000
+    query, key = inputs(300, 500, 50)  # counting the hidden axis
+    largest = 0
+    pooled_weights(query, key, bins=3, score="additive", weight=key[0], impl="reference")
+    assert 0 < largest * 50 <= pooled.BLOCK_ELEMENTS < 300 * 500 * 50
 
 
 @pytest.mark.triton
@@ -294,7 +355,7 @@ def test_bins_are_contiguous_and_nearly_equal() -> None:
         ({"bins": 2.0}, r"bins must be an integer or \(q_bins, k_bins\), got 2.0"),
         ({"bins": True}, "bins must be an integer"),
         ({"bins": (1, 2, 3)}, "bins must be an integer"),
-        ({"bins": 2, "score": "cosine"}, "score must be one of 'dot', 'gaussian', got 'cosine'"),
+        ({"bins": 2, "score": "cosine"}, "score must be one of 'dot', 'gaussian', 'additive', got"),
         ({"bins": 2, "impl": "cuda"}, "impl must be one of 'auto', 'reference', 'triton'"),
         ({"bins": 2, "width": 2.0}, "width is for score='gaussian', got 2.0"),
         ({"bins": 2, "scale": math.inf}, "scale must be finite, got inf"),
@@ -303,6 +364,24 @@ def test_bins_are_contiguous_and_nearly_equal() -> None:
         (
             {"bins": 2, "score": "gaussian", "width": torch.ones(2)},
             r"width must have shape \[\] or \[3\], got \[2\]",
+        ),
+        ({"bins": 2, "score": "additive"}, "score='additive' needs weight, .* got None"),
+        ({"bins": 2, "weight": torch.ones(3)}, "weight is for score='additive', got one with"),
+        (
+            {"bins": 2, "score": "additive", "weight": torch.ones(2)},
+            r"weight must have shape \[3\], the columns of query, got \[2\]",
+        ),
+        (
+            {"bins": 2, "score": "additive", "weight": torch.ones(3).double()},
+            "weight must have the dtype of query",
+        ),
+        (
+            {"bins": 2, "score": "additive", "weight": torch.ones(3), "scale": 2.0},
+            "scale is for score='dot', got 2.0 with score='additive'",
+        ),
+        (
+            {"bins": 2, "score": "additive", "weight": torch.ones(3), "width": 2.0},
+            "width is for score='gaussian', got 2.0 with score='additive'",
         ),
         ({"bins": 2, "valid_lens": torch.tensor(9)}, r"valid_lens must lie in \[0, 7\]"),
     ],

@@ -1,0 +1,136 @@
+"""Additive attention as a layer: the projections of queries and keys are learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from attn_course._padding import disarm_padding
+from attn_course._validation import check_choice, check_dropout
+from attn_course.scoring import ops
+
+
+class AdditiveAttention(nn.Module):
+    """Attention whose scores a small network computes: w_v . tanh(W_q q + W_k k).
+
+    Queries and keys may differ in width.
+
+    Args:
+        query_dim: Width of the queries.
+        key_dim: Width of the keys.
+        hidden_dim: Hidden units of the network.
+        dropout: Probability with which a weight is dropped in training.
+        weighted: Whether ``w_v`` is learned; else every hidden unit counts 1.
+        impl: As in ``additive_attention``.
+
+    Raises:
+        ValueError: A size, the dropout or the impl is out of place.
+
+    Reference:
+        Bahdanau et al. (2015), appendix A.1.2.
+
+    Example:
+        >>> attention = AdditiveAttention(query_dim=4, key_dim=6, hidden_dim=8)
+        >>> query, key, value = torch.rand(2, 3, 4), torch.rand(2, 5, 6), torch.rand(2, 5, 7)
+        >>> attention(query, key, value, valid_lens=torch.tensor([5, 2])).shape
+        torch.Size([2, 3, 7])
+    """
+
+    w_v: Tensor
+
+    def __init__(
+        self,
+        query_dim: int,
+        key_dim: int,
+        hidden_dim: int,
+        *,
+        dropout: float = 0.0,
+        weighted: bool = True,
+        impl: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, size in (
+            ("query_dim", query_dim),
+            ("key_dim", key_dim),
+            ("hidden_dim", hidden_dim),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}.")
+        check_dropout("dropout", dropout)
+        check_choice("impl", impl, ops.ADDITIVE_IMPLEMENTATIONS)
+        self.dropout = dropout
+        self.weighted = weighted
+        self.impl = impl
+        self.W_q = nn.Linear(query_dim, hidden_dim, bias=False)
+        self.W_k = nn.Linear(key_dim, hidden_dim, bias=False)
+        if weighted:
+            bound = hidden_dim**-0.5  # as nn.Linear(hidden_dim, 1) starts
+            self.w_v = nn.Parameter(torch.empty(hidden_dim).uniform_(-bound, bound))
+        else:
+            self.register_buffer("w_v", torch.ones(hidden_dim), persistent=False)
+
+    def project_keys(self, key: Tensor) -> Tensor:
+        """The part that no query changes, ``[..., key_len, hidden_dim]``: W_k k."""
+        projected: Tensor = self.W_k(key)
+        return projected
+
+    def attend(
+        self,
+        query: Tensor,
+        projected_key: Tensor,
+        value: Tensor,
+        *,
+        valid_lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend with keys from ``project_keys``; the rest as in ``forward``."""
+        return ops.additive_attention(
+            self.W_q(query),
+            projected_key,
+            value,
+            self.w_v,
+            valid_lens=valid_lens,
+            mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            need_weights=need_weights,
+            impl=self.impl,
+        )
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        valid_lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Answer each query.
+
+        Args:
+            query: ``[..., query_len, query_dim]``.
+            key: ``[..., key_len, key_dim]``.
+            value: ``[..., key_len, value_dim]``.
+            valid_lens: As in ``additive_attention``.
+            mask: As in ``additive_attention``.
+            need_weights: As in ``additive_attention``.
+
+        Returns:
+            ``[..., query_len, value_dim]``; with ``need_weights`` also the weights,
+            ``[..., query_len, key_len]``.
+        """
+        query, key, value = disarm_padding(query, key, value, valid_lens=valid_lens, mask=mask)
+        return self.attend(
+            query,
+            self.project_keys(key),
+            value,
+            valid_lens=valid_lens,
+            mask=mask,
+            need_weights=need_weights,
+        )
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows of the layer."""
+        return f"weighted={self.weighted}, dropout={self.dropout}, impl={self.impl!r}"
