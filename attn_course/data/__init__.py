@@ -1,19 +1,43 @@
 """Data: every chapter.
 
-Small data sets that need no network: points along a curve, and two real ones that come
-with scikit-learn.
+Small data sets that need no network: points along a curve, two real ones that come with
+scikit-learn, and the sentences of a small grammar with their translations. Real translations
+are read from a folder or downloaded. Small trained models come with the package.
 """
 
+from attn_course.data.batches import TranslationBatch, TranslationBatches, translation_batches
+from attn_course.data.checkpoints import pretrained, save_pretrained
+from attn_course.data.corpora import multi30k, preprocess, tatoeba
+from attn_course.data.pairs import Pair, Translations
+from attn_course.data.phrasebook import LENGTH_BINS, SIGNPOST, SLICES, grammar
 from attn_course.data.real import DIABETES_FEATURES, Diabetes, Digits, diabetes, digits
 from attn_course.data.synthetic import SinePoints, sine_function, sine_points
+from attn_course.data.vocabulary import Vocabulary, detokenize, tokenize
 
 __all__ = [
     "DIABETES_FEATURES",
+    "LENGTH_BINS",
+    "SIGNPOST",
+    "SLICES",
     "Diabetes",
     "Digits",
+    "Pair",
     "SinePoints",
+    "TranslationBatch",
+    "TranslationBatches",
+    "Translations",
+    "Vocabulary",
+    "detokenize",
     "diabetes",
     "digits",
+    "grammar",
+    "multi30k",
+    "preprocess",
+    "pretrained",
+    "save_pretrained",
     "sine_function",
     "sine_points",
+    "tatoeba",
+    "tokenize",
+    "translation_batches",
 ]
