@@ -7,7 +7,7 @@ NAMES ?=
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks check slides lab serve bench gpu offline clean
+.PHONY: help book test notebooks check slides lab serve bench pretrained gpu offline clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -35,6 +35,9 @@ serve: book ## serve the book on http://localhost:8000
 
 bench: .venv/.test ## run the benchmarks and store their results; NAMES="..." for some
 	$(BIN)/python -m attn_course.benchmarks $(NAMES)
+
+pretrained: .venv/.test ## train and store the translators that come with the course
+	$(BIN)/python -m attn_course.benchmarks.trainings --pretrained
 
 gpu: .venv/.test ## on a CUDA GPU: the kernels' tests, compiled, then the benchmarks, stored
 	$(BIN)/python -m pytest -q -m "gpu or triton" tests

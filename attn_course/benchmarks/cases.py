@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 #: The modules of this package that hold a ``CASE``.
-MODULES = ("kernel_regression", "heatmaps")
+MODULES = ("kernel_regression", "heatmaps", "masked_softmax", "additive_attention")
 
 FORWARD = "forward"
 BOTH = "forward+backward"
@@ -119,7 +119,7 @@ def all_cases(modules: Sequence[str] = MODULES) -> dict[str, Case]:
 
     Example:
         >>> sorted(all_cases())
-        ['heatmaps', 'kernel_regression']
+        ['additive_attention', 'heatmaps', 'kernel_regression', 'masked_softmax']
     """
     found: list[Case] = [import_module(f"{__package__}.{name}").CASE for name in modules]
     return {case.name: case for case in found}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -42,10 +43,11 @@ def test_plain_peers_are_right(case: Case, direction: str) -> None:
             assert trial.error(entry.make(CPU)) < case.tolerance, entry.name
 
 
-def test_the_form_to_compile_is_right() -> None:
-    from attn_course.benchmarks.kernel_regression import CASE, fusible
-
-    assert Trial(CASE, CASE.tiny, BOTH, CPU).error(fusible) < CASE.tolerance
+@pytest.mark.parametrize("name", ["kernel_regression", "additive_attention"])
+def test_the_form_to_compile_is_right(name: str) -> None:
+    module = import_module(f"attn_course.benchmarks.{name}")
+    case = module.CASE
+    assert Trial(case, case.tiny, BOTH, CPU).error(module.fusible) < case.tolerance
 
 
 def test_the_two_passes_are_right(monkeypatch: pytest.MonkeyPatch) -> None:

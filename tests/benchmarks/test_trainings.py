@@ -1,0 +1,268 @@
+"""Stored trainings: found or refused by name, never half-written, judged as they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from attn_course.benchmarks import trainings
+from attn_course.benchmarks.trainings import (
+    DECODER,
+    ENCODER,
+    GRAMMAR,
+    NAMES,
+    PRETRAINED,
+    exact_match,
+    find_training,
+    main,
+    run,
+    store,
+    train,
+    vocabularies,
+)
+from attn_course.data import (
+    LENGTH_BINS,
+    SIGNPOST,
+    SLICES,
+    Pair,
+    Vocabulary,
+    pretrained,
+    translation_batches,
+)
+from attn_course.seq2seq import build_translator
+
+RUNS: list[dict[str, Any]] = [{"seed": 0, "seconds": 10.0}, {"seed": 1, "seconds": 21.0}]
+
+
+def test_what_is_stored_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    path = store("attention", RUNS, folder)
+    assert path.name == "attention.json" and list(folder.iterdir()) == [path]
+    found = find_training("attention", folder)
+    assert found["runs"] == RUNS and found["name"] == "attention"
+    assert found["note"].startswith("stored run: 2 seeds, 16 s each, " + found["device"]["name"])
+    assert found["note"].endswith(f"torch {found['versions']['torch']}, {found['date'][:10]}")
+    store("attention", RUNS[:1], folder)
+    assert find_training("attention", folder)["note"].startswith("stored run: 1 seed, 10 s each")
+
+
+def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"name must be one of .*'lecture', got 'luong'"):
+        find_training("luong", tmp_path)
+    with pytest.raises(
+        ValueError, match=r"attention has not been run: python -m attn_course\.bench"
+    ):
+        find_training("attention", tmp_path)
+
+
+@pytest.mark.parametrize("step", ["dump", "replace"])
+def test_a_crash_leaves_the_old_file(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = store("attention", RUNS, tmp_path)
+    before = path.read_text(encoding="utf-8")
+    if step == "replace":
+        monkeypatch.setattr(trainings.os, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            store("attention", [], tmp_path)
+    else:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            store("attention", [*RUNS, {"seconds": float("nan")}], tmp_path)
+    assert path.read_text(encoding="utf-8") == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_stored_files_are_whole() -> None:
+    for path in trainings.TRAININGS.glob("*"):
+        assert path.stem in NAMES and path.suffix == ".json"
+        assert find_training(path.stem)["runs"]
+        assert path.read_text(encoding="utf-8").endswith("}\n")
+
+
+def fake(answers: dict[str, str]) -> Any:
+    """A translator that knows some sentences, and says nothing to the others."""
+
+    def translate(sentences: list[str]) -> list[SimpleNamespace]:
+        return [SimpleNamespace(text=answers.get(sentence, "")) for sentence in sentences]
+
+    return SimpleNamespace(translate=translate)
+
+
+def test_exact_match() -> None:
+    """Two sentences a length, at both ends of the bin; one of them is translated."""
+    pairs, slices = [], frozenset(SLICES)
+    for low, high in LENGTH_BINS:
+        pairs.append(Pair(" ".join(["a"] * low), "un", slices))
+        pairs.append(Pair(" ".join(["b"] * high), "deux"))
+    pairs.append(Pair(" ".join(["c"] * LENGTH_BINS[0][0]), "trois", frozenset([SLICES[0]])))
+    known = {pair.source: pair.target for pair in pairs if pair.target == "un"}
+    right = exact_match(fake(known), pairs)
+    bins = len(LENGTH_BINS)
+    assert right["all"] == round(bins / (2 * bins + 1), 4)
+    assert right["by_length"] == [round(1 / 3, 4)] + [0.5] * (bins - 1)
+    assert right["by_slice"] == {SLICES[0]: round(bins / (bins + 1), 4)} | dict.fromkeys(
+        SLICES[1:], 1.0
+    )
+    longer = {source: target + " ." for source, target in known.items()}
+    assert exact_match(fake(longer), pairs)["all"] == 0.0
+
+
+def test_exact_match_needs_each_length_and_slice() -> None:
+    with pytest.raises(ValueError, match="each length and slice"):
+        exact_match(fake({}), [SIGNPOST])
+
+
+@pytest.fixture(scope="module")
+def words() -> tuple[Vocabulary, Vocabulary]:
+    """As many as the grammar's, so that the counts of parameters are those that are trained."""
+    return tuple(Vocabulary([[f"w{i}" for i in range(n)]]) for n in (225, 280))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", GRAMMAR)
+def test_the_models_have_about_equally_many_parameters(
+    name: str, words: tuple[Vocabulary, Vocabulary]
+) -> None:
+    def parameters(name: str) -> int:
+        options = GRAMMAR[name]
+        assert set(options) <= {"encoder", "decoder"}
+        encoder, decoder = (
+            base | options.get(part, {})
+            for part, base in (("encoder", ENCODER), ("decoder", DECODER))
+        )
+        translator = build_translator(encoder, decoder, *words)
+        return sum(parameter.numel() for parameter in translator.model.parameters())
+
+    assert parameters(name) == pytest.approx(parameters("attention"), rel=0.03)
+
+
+def test_words_are_in_alphabetical_order() -> None:
+    pairs = [Pair("the cat", "le chat"), Pair("the black cat", "le chat noir")]
+    source, target = vocabularies(pairs)
+    assert source.tokens[4:] == ["black", "cat", "the"]
+    assert target.tokens[4:] == ["chat", "le", "noir"]
+    assert vocabularies(pairs, min_freq=2)[0].tokens[4:] == ["cat", "the"]
+
+
+def test_training_teaches() -> None:
+    """Two sentences, learnt by heart, and at the end of the schedule the steps are tiny."""
+    pairs = [Pair("the cat", "le chat"), Pair("the black cat", "le chat noir")]
+    source, target = vocabularies(pairs)
+    config = {"embed_dim": 32, "hidden_dim": 32}
+    translator = build_translator(config, config, source, target)
+    batches = translation_batches(pairs, source, target, batch_size=2, seed=0)
+    watched: list[int] = []
+    history = train(
+        translator, batches, epochs=25, max_lr=0.05, progress=False, watch=watched.append, every=10
+    )
+    assert watched == [0, 10, 20]
+    assert history.train_loss[-1] < 0.1 < history.train_loss[0]
+    assert history.train_loss[-2] == pytest.approx(history.train_loss[-1], rel=0.02)
+    found = translator.translate([pair.source for pair in pairs], max_len=5)
+    assert [f.text for f in found] == [pair.target for pair in pairs]
+
+
+def test_padding_is_no_part_of_the_loss() -> None:
+    words = Vocabulary(["le chat"])
+    logits, labels = torch.randn(2, 3, len(words)), torch.tensor([[4, 5, 2], [4, 2, words.pad]])
+    loss = trainings.next_token_loss(words)
+    logits.requires_grad_()
+    loss(logits, labels).backward()
+    assert logits.grad is not None and not logits.grad[1, 2].any() and logits.grad[1, 1].any()
+    picked = logits.detach().log_softmax(-1).gather(-1, labels.unsqueeze(-1)).flatten()[:5]
+    torch.testing.assert_close(loss(logits.detach(), labels), -picked.mean())
+
+
+def test_each_name_has_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[Any, ...]] = []
+
+    def note(function: str) -> None:
+        def training(*args: Any) -> dict[str, Any]:
+            called.append((function, *args))
+            return {}
+
+        monkeypatch.setattr(trainings, function, training)
+
+    for function in ("run_grammar", "run_languages", "run_tatoeba", "run_lecture"):
+        note(function)
+    for name in NAMES:
+        run(name, 7)
+    assert len(called) == len(NAMES) == len(set(called))
+    assert called[: len(GRAMMAR)] == [("run_grammar", name, 7) for name in GRAMMAR]
+    assert ("run_languages", ("state", "language"), 7) in called
+    with pytest.raises(ValueError, match=r"name must be one of .* got 'unknown'"):
+        run("unknown", 0)
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = []
+
+    def keep(name: str, runs: list[dict[str, Any]]) -> Path:
+        stored.append((name, runs))
+        return tmp_path
+
+    monkeypatch.setattr(trainings, "run", lambda name, seed: {"name": name, "seed": seed})
+    monkeypatch.setattr(trainings, "store", keep)
+    monkeypatch.setattr(trainings, "make_pretrained", lambda name: tmp_path / name)
+    assert main(["attention", "lecture", "--seeds", "2"]) == 0
+    assert [name for name, _ in stored] == ["attention", "lecture"]
+    assert stored[0][1] == [{"name": "attention", "seed": 0}, {"name": "attention", "seed": 1}]
+    stored.clear()
+    assert main([]) == 0 and [name for name, _ in stored] == list(NAMES)
+    capsys.readouterr()
+    assert main(["--pretrained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"stored: {tmp_path / name}" for name in PRETRAINED]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["attention", "luong"], "there is no training luong, only attention, "),
+        (["--seeds", "0"], "got 0"),
+    ],
+)
+def test_the_command_refuses_before_it_trains(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(trainings, "run", lambda *_: pytest.fail("something was trained"))
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_the_course_s_translators_are_judged_as_they_are_stored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untrained here: its file holds the very numbers whose translations were counted."""
+    judged: dict[str, Any] = {}
+
+    def judge(translator: Any, pairs: list[Pair]) -> dict[str, float]:
+        judged.update({k: v.clone() for k, v in translator.model.state_dict().items()})
+        return {"all": 0.25}
+
+    data = SimpleNamespace(train=[SIGNPOST], test=[SIGNPOST])
+    monkeypatch.setattr(trainings, "grammar", lambda **_: data)
+    monkeypatch.setattr(trainings, "train", lambda *args, **kwargs: None)
+    monkeypatch.setattr(trainings, "exact_match", judge)
+    monkeypatch.setattr("attn_course.data.checkpoints.FOLDER", tmp_path)
+    assert trainings.make_pretrained(name) == tmp_path / f"{name}.safetensors"
+    config, state = pretrained(name)
+    assert config["exact_match"] == 0.25 and config["source"] == sorted(SIGNPOST.source.split())
+    options = GRAMMAR[PRETRAINED[name]]
+    assert config["encoder"] == ENCODER | options.get("encoder", {})
+    assert config["decoder"] == DECODER | options.get("decoder", {})
+    assert state.keys() == judged.keys()
+    assert all(bool((state[key] == judged[key]).all()) for key in state)
