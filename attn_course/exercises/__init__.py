@@ -1,8 +1,10 @@
 """Checks of exercises: every chapter. They say what is wrong, and ask the next question.
 
-One module a chapter, named as the mechanism is, holds its ``check_*`` functions. Where
-triton is missing, ``triton`` and ``tl`` are stand-ins, so that a cell which defines a
-kernel still runs; the check of that kernel then says what is missing.
+One module a chapter, named as the mechanism is, holds its ``check_*`` functions; beside it
+``<mechanism>_cases`` holds the inputs and the right answers, ``<mechanism>_mistakes`` the
+wrong ones and what is said of them. Where triton is missing, ``triton`` and ``tl`` are
+stand-ins, so that a cell which defines a kernel still runs; the check of that kernel then
+says what is missing.
 """
 
 from attn_course.exercises.framework import (
@@ -14,7 +16,8 @@ from attn_course.exercises.framework import (
     Skipped,
     exercise,
 )
-from attn_course.exercises.launches import Accesses, tl, triton, watch
+from attn_course.exercises.launches import Accesses, watch
+from attn_course.exercises.stand_ins import tl, triton
 
 __all__ = [
     "Accesses",

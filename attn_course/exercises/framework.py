@@ -351,7 +351,9 @@ def describe(inputs: Mapping[str, Any]) -> str:
     """
     parts = []
     for name, value in inputs.items():
-        if not isinstance(value, Tensor):
+        if callable(value):
+            parts.append(f"{name} = {_name(value)}")
+        elif not isinstance(value, Tensor):
             parts.append(f"{name} = {value:g}" if isinstance(value, float) else f"{name} = {value}")
         elif value.ndim == 1 and value.numel() <= FEW:
             parts.append(f"{name} {list(value.shape)} = {_numbers(value)}")

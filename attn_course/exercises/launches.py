@@ -1,4 +1,4 @@
-"""What checks of kernels need: stand-ins for triton, and a record of who touched what.
+"""A record of a launch: which program touched what.
 
 The interpreter runs programs one after another. Two programs that write the same slot,
 a race on a GPU, then give the right answer; so does a load past the end of a tensor, if
@@ -17,22 +17,6 @@ import numpy as np
 from torch import Tensor
 
 from attn_course import _triton
-
-
-class _Missing:
-    """In triton's place: any attribute, and a decorator that leaves functions alone."""
-
-    def __getattr__(self, name: str) -> _Missing:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self
-
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function
-
-
-triton: Any = _Missing() if _triton.triton is None else _triton.triton
-tl: Any = _Missing() if _triton.tl is None else _triton.tl
 
 
 @dataclass
@@ -122,7 +106,9 @@ def watch() -> Iterator[Accesses]:
     try:
         for name, wrapper in wrappers.items():
             setattr(builder, name, wrapper)
-        yield accesses
+        # NumPy warns of inf - inf; a GPU does not, and the answer shows what became of it.
+        with np.errstate(all="ignore"):
+            yield accesses
     finally:
         for name in wrappers:
             delattr(builder, name)

@@ -23,6 +23,7 @@ from attn_course.exercises import (
     triton,
     watch,
 )
+from attn_course.exercises.kernels import Words, blank, device_for, guard, look
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +100,16 @@ def test_the_exception_stays_the_cause() -> None:
 
 def test_arguments_may_have_other_names() -> None:
     check_scaled(lambda numbers, factor: factor * numbers)
+
+
+def test_functions_among_the_arguments_are_told_by_name() -> None:
+    @exercise("9.7")
+    def check(attempt: Attempt, applied: Any) -> None:
+        case = Case("a half", {"x": torch.tensor([0.5]), "function": torch.relu})
+        attempt.verify(applied, [case], lambda x, function: function(x))
+
+    check(lambda x, function: function(x))
+    assert "(x [1] = [0.5], function = relu)" in message(lambda x, function: x + 1, check)
 
 
 def test_a_wrong_number_of_arguments() -> None:
@@ -285,3 +296,77 @@ def test_an_interpreted_stub_raises_what_it_says() -> None:
     with pytest.raises(CheckFailed, match=r"still open: .* in `_stub_kernel`"):
         with Attempt("9.6").watching(_stub_kernel, {}):
             _stub_kernel[(1,)](torch.zeros(1))
+
+
+WORDS = Words("reads on.", "Each owns its row.", "Something was NaN.")
+ROWS = guard(torch.arange(6.0).view(3, 2))
+
+
+@triton.jit
+def _rows_kernel(
+    source_ptr, target_ptr, SHIFT: tl.constexpr, WIDTH: tl.constexpr, REACH: tl.constexpr
+):
+    i = tl.program_id(0)
+    offs = tl.arange(0, 4)
+    read = tl.load(source_ptr + i * 2 + offs, mask=offs < REACH, other=0.0)
+    tl.store(target_ptr + i * 2 + SHIFT + offs, read, mask=offs < WIDTH)
+
+
+def looked(shift: int, width: int, reach: int, words: Words = WORDS, owners: int = 9) -> Tensor:
+    output = blank([3, 2])
+    with watch() as accesses:
+        _rows_kernel[(3,)](ROWS.tensor, output.tensor, SHIFT=shift, WIDTH=width, REACH=reach)
+    return look(
+        Attempt("9.8"),
+        _rows_kernel,
+        accesses,
+        [ROWS],
+        output,
+        owner=lambda place: (place // 2 % owners, 0, 0),
+        words=words,
+        seen="Seen here.",
+    )
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not _triton.INTERPRETED, reason="a GPU does not tell who wrote what")
+def test_a_launch_is_looked_at() -> None:
+    assert torch.equal(looked(0, 2, 2), ROWS.tensor.double())
+    for arguments, fragment in {
+        (0, 2, 4): "reads on.\nSeen here.",
+        (0, 3, 2): "not its own. Program 0 wrote output [1, 0]. Each owns its row.\nSeen here.",
+        (1, 2, 2): "not its own. Program 0 wrote output [1, 0]. Each owns its row.\nSeen here.",
+        (4, 2, 2): "not its own. Program 0 wrote output [2, 0].",
+        (9, 1, 2): "not its own. Program 0 wrote output 9.",
+        (0, 1, 2): "output [0, 1] is never written",
+    }.items():
+        with pytest.raises(CheckFailed) as failure:
+            looked(*arguments)
+        assert fragment in str(failure.value), arguments
+    with pytest.raises(CheckFailed, match="Program 0 wrote output 9"):
+        looked(9, 1, 2, owners=4)  # nobody owns what is behind the end
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not _triton.INTERPRETED, reason="a CPU's launch")
+def test_nan_is_told_where_there_are_words_for_it() -> None:
+    memory = ROWS.memory.clone()
+    try:
+        ROWS.memory[3] = torch.nan
+        with pytest.raises(CheckFailed, match=r"the answer is NaN\. Something was NaN\."):
+            looked(0, 2, 2)
+        assert looked(0, 2, 2, WORDS._replace(nan="")).isnan().sum() == 1
+    finally:
+        ROWS.memory.copy_(memory)
+
+
+def test_guarded_memory() -> None:
+    numbers, whole = guard(torch.tensor([[3, 4]]))
+    assert numbers.tolist() == [[3, 4]] and (whole[2:] > 1000).all()
+    assert blank([2, 3]).tensor.isnan().all()
+
+
+@pytest.mark.triton
+def test_a_function_is_no_kernel() -> None:
+    with pytest.raises(CheckFailed, match=r"is `@triton\.jit` still above it"):
+        device_for(Attempt("9.9"), lambda x: x)

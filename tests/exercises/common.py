@@ -1,0 +1,182 @@
+"""A page of exercises as tests see it: its cells, its checks, and answers to try on them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+CELL = re.compile(r"^```\{code-cell\} ipython3\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SOLUTION = re.compile(
+    r"^([ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION$", re.DOTALL | re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The exercise of a page that is a Triton kernel, and what to compile it for.
+
+    Its first four arguments are pointers to float32.
+
+    Attributes:
+        number: Of the exercise.
+        name: The kernel's.
+        types: Of arguments besides those.
+        constants: Compile-time constants.
+    """
+
+    number: str
+    name: str
+    types: dict[str, str]
+    constants: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """A chapter's exercises.
+
+    Attributes:
+        chapter: Its number.
+        name: The mechanism's.
+        kernel: The exercise that needs triton.
+    """
+
+    chapter: int
+    name: str
+    kernel: Kernel
+
+    @cached_property
+    def text(self) -> str:
+        path = ROOT / "book" / "exercises" / f"{self.chapter:02}_{self.name}.md"
+        return path.read_text(encoding="utf-8")
+
+    @cached_property
+    def checks(self) -> dict[str, Callable[..., None]]:
+        """Number -> the page's check, in the order of the numbers."""
+        module = import_module(f"attn_course.exercises.{self.name}")
+        found = [check for name, check in vars(module).items() if name.startswith("check_")]
+        return {check.number: check for check in sorted(found, key=lambda check: check.number)}
+
+    @cached_property
+    def mistakes(self) -> list[Any]:
+        """Every known mistake."""
+        module = import_module(f"attn_course.exercises.{self.name}_mistakes")
+        tables = [table for name, table in vars(module).items() if name.endswith("_MISTAKES")]
+        return [mistake for table in tables for mistake in table]
+
+    @cached_property
+    def answers(self) -> Any:
+        """The module with ``RIGHT`` and ``WRONG`` answers."""
+        return import_module(f"tests.exercises.{self.name}_answers")
+
+    @cached_property
+    def parts(self) -> list[str]:
+        """The text of each exercise."""
+        return re.split(r"^## ", self.text, flags=re.M)[1:]
+
+    def arguments(self, number: str) -> list[str]:
+        """The student's functions that a check takes, as its cell calls it."""
+        call = re.search(rf"^{self.checks[number].__name__}\((.*)\)$", self.text, re.M)
+        assert call is not None
+        return call[1].split(", ")
+
+    def run_cells(self, folder: Path, solved: bool) -> dict[str, Any]:
+        """Run the cells but those with tags and the checks.
+
+        Each runs from a file of its own, and in a module with a name, as triton needs.
+        """
+        namespace: dict[str, Any] = {"__name__": "cells"}
+        for number, cell in enumerate(CELL.findall(self.text)):
+            if cell.startswith((":tags:", "check_")):
+                continue
+            if not solved:
+                cell = SOLUTION.sub(r'\1raise NotImplementedError("your code here")', cell)
+            path = folder / f"cell_{number}.py"
+            path.write_text(cell, encoding="utf-8")
+            exec(compile(cell, str(path), "exec"), namespace)
+        return namespace
+
+    def param(self, number: str, *values: Any, id: str = "") -> Any:
+        """A parameter set that begins with page and number, marked if it needs triton."""
+        marks = [pytest.mark.triton] if number == self.kernel.number else []
+        return pytest.param(self, number, *values, id=f"{number} {id}".strip(), marks=marks)
+
+
+PAGES = {
+    "kernel_regression": Page(
+        1,
+        "kernel_regression",
+        Kernel(
+            "1.7",
+            "gaussian_stream_kernel",
+            {"width": "fp32"},
+            {"KEY_LEN": 40, "BLOCK": 16},
+        ),
+    ),
+    "scoring": Page(
+        2,
+        "scoring",
+        Kernel(
+            "2.7",
+            "softmax_backward_kernel",
+            {"valid_lens_ptr": "*i64"},
+            {"KEY_LEN": 40, "BLOCK": 64},
+        ),
+    ),
+    "seq2seq": Page(
+        3,
+        "seq2seq",
+        Kernel(
+            "3.8",
+            "weight_gradient_kernel",
+            {},
+            {"QUERY_LEN": 40, "KEY_LEN": 23, "HIDDEN": 6, "BLOCK": 16, "BLOCK_H": 8},
+        ),
+    ),
+}
+
+
+def assert_formulas_are_wrong(
+    cases: Iterable[Any], oracle: Callable[..., Any], mistakes: Iterable[Any]
+) -> None:
+    """Every formula of a known mistake differs from the oracle on some case."""
+    for mistake in mistakes:
+        for answer in mistake.answers:
+            differs = False
+            for case in cases:
+                inputs = {
+                    k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v
+                    for k, v in case.inputs.items()
+                }
+                expected = oracle(**inputs).double()
+                assert not expected.isnan().any()
+                try:
+                    got = answer(**inputs).double()
+                except (RuntimeError, IndexError):
+                    continue
+                if got.shape == expected.shape:
+                    differs |= not torch.allclose(got, expected, rtol=1e-2, atol=1e-2)
+            assert differs, (oracle, mistake.message)
+
+
+def run_script(folder: Path, lines: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run lines of Python in a fresh process that can import the tests."""
+    script = folder / "script.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{lines}", encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )

@@ -1,0 +1,139 @@
+"""Chapter 2's checks: their cases, their mistakes and what else they see."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from attn_course.exercises import Accesses, CheckFailed
+from attn_course.exercises import scoring as checks
+from tests.exercises.common import PAGES, assert_formulas_are_wrong
+
+PAGE = PAGES["scoring"]
+ANSWERS, CHECKS = PAGE.answers, PAGE.checks
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return PAGE.run_cells(tmp_path_factory.mktemp("solved"), solved=True)
+
+
+def test_messages_do_not_depend_on_what_ran_before() -> None:
+    def message() -> str:
+        with pytest.raises(CheckFailed) as failure:
+            CHECKS["2.5"](lambda weights, grad: grad)
+        return str(failure.value)
+
+    torch.manual_seed(1)
+    first = message()
+    torch.randn(5)
+    assert message() == first
+    assert "does not know" in first and "at [0, 0] expected" in first
+
+
+def test_mistakes_do_not_answer_correctly() -> None:
+    """Every formula of a known mistake differs from the oracle on some case."""
+    tables = [
+        (checks._ATTEND_CASES, checks._attend, checks._ATTEND_MISTAKES),
+        (checks._MASKED_CASES, checks._masked, checks._MASKED_MISTAKES),
+        (checks._SHORT_CASES, checks._short_scores, checks._SHORT_MISTAKES),
+        (checks._COST_CASES, checks._cost, checks._COST_MISTAKES),
+        (checks._SPREAD_CASES, checks._variance, checks._VARIANCE_MISTAKES),
+        (checks._SPREAD_CASES, checks._unit_scale, checks._SCALE_MISTAKES),
+        (checks._BACKWARD_CASES, checks._backward, checks._BACKWARD_MISTAKES),
+        (checks._ACTIVATED_CASES, checks._activated, checks._ACTIVATED_MISTAKES),
+        (checks._ROW_CASES, checks._row_backward, checks._ROW_MISTAKES),
+    ]
+    for cases, oracle, mistakes in tables:
+        assert_formulas_are_wrong(cases, oracle, mistakes)
+
+
+def test_oracles_agree_with_pytorch() -> None:
+    """They are written term by term; here the library and its automatic gradients answer."""
+    for case in checks._ATTEND_CASES[:4]:
+        scores, value = (x.double() for x in case.inputs.values())
+        eye = torch.eye(scores.shape[2], dtype=torch.float64).expand(len(scores), -1, -1)
+        expected = F.scaled_dot_product_attention(scores, eye, value, scale=1.0)
+        assert torch.allclose(checks._attend(scores, value), expected)
+    for case in checks._SHORT_CASES:
+        query, key, width = case.inputs["query"], case.inputs["key"], case.inputs["width"]
+        right = (-torch.cdist(query, key).square() / (2 * width**2)).softmax(1)
+        assert torch.allclose(checks._short_scores(query, key, width).softmax(1), right, atol=1e-5)
+    for case in checks._BACKWARD_CASES[:2]:
+        weights, grad = case.inputs["weights"], case.inputs["grad"]
+        scores = weights.log().requires_grad_()
+        (expected,) = torch.autograd.grad(scores.softmax(1), scores, grad)
+        assert torch.allclose(checks._backward(weights, grad), expected)
+    for case in checks._ROW_CASES:
+        scores, grad, lens, block = case.inputs.values()
+        answer = checks._row_backward(scores, grad, lens, block)
+        for i, length in enumerate(lens.tolist()):
+            row = scores[i, :length].clone().requires_grad_()
+            (expected,) = torch.autograd.grad(row.softmax(0), row, grad[i, :length])
+            assert torch.allclose(answer[i, :length], expected, atol=1e-6)
+            assert not answer[i, length:].any()
+
+
+def test_the_variance_is_what_sampling_shows() -> None:
+    for case in checks._SPREAD_CASES:
+        dim, query_std, key_std = case.inputs.values()
+        query, key = torch.randn(2, 20_000, dim)
+        products = (query_std * query * key_std * key).sum(1)
+        expected = checks._variance(dim, query_std, key_std).item()
+        assert products.var().item() == pytest.approx(expected, rel=0.1)
+        scaled = products * checks._unit_scale(dim, query_std, key_std).item()
+        assert scaled.var().item() == pytest.approx(1, rel=0.1)
+
+
+def test_every_message_about_a_mechanism_is_seeded() -> None:
+    fragments = [part for rows in ANSWERS.WRONG.values() for _, _, part in rows]
+    for message in checks._TRIAL_MESSAGES.values():
+        assert any(part in message for part in fragments), message
+    assert set(checks._TRIAL_MESSAGES) == {trial.name for trial in checks._TRIALS}
+
+
+@pytest.mark.parametrize("trial", checks._TRIALS, ids=lambda trial: trial.name)
+def test_mechanisms_are_what_they_are_said_to_be(trial: Any) -> None:
+    """A fresh query moves them clearly, or in the last digits only."""
+    query, key, value = checks._trial_inputs(trial).values()
+    for _ in range(5):
+        moved = trial.attend(torch.randn_like(query), key, value) - trial.attend(query, key, value)
+        largest = moved.abs().max().item()
+        assert largest < 1e-5 if trial.ignores else largest > 0.05
+
+
+def test_the_masked_softmax_cases_are_hard_enough() -> None:
+    """Half precision overflows in an exponential, and no case has two right answers."""
+    (half,) = [c for c in checks._MASKED_CASES if c.inputs["scores"].dtype == torch.float16]
+    assert half.inputs["scores"].exp().isinf().any()
+    assert any(not case.inputs["allowed"].any(1).all() for case in checks._MASKED_CASES)
+
+
+def test_a_gradient_of_nan_is_found_where_a_hidden_score_is_large() -> None:
+    (answer,) = [f for name, f, _ in ANSWERS.WRONG["2.2"] if name == "chosen after the exponential"]
+    with pytest.raises(CheckFailed, match="Seen with hidden scores far above the others"):
+        CHECKS["2.2"](answer)
+
+
+@pytest.mark.triton
+def test_what_the_kernel_s_check_sees_without_a_record(
+    solved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the numbers, and what stands around them."""
+    monkeypatch.setattr(checks, "watch", lambda: contextlib.nullcontext(Accesses()))
+    checks.check_softmax_backward_kernel(solved["softmax_backward_kernel"])
+    for name, function, fragment in ANSWERS.WRONG["2.7"]:
+        if name in ("loads without a mask, right numbers", "a constant stride"):
+            continue  # the one shows nothing, the other something else
+        if name == "padding not written":
+            fragment = "padding is never written"
+        if name == "the whole tile written":
+            fragment = "an output that is not its own"  # behind the last row
+        with np.errstate(all="ignore"), pytest.raises(CheckFailed) as failure:
+            checks.check_softmax_backward_kernel(function)
+        assert fragment in str(failure.value), name

@@ -1,0 +1,327 @@
+"""Chapter 3's checks: their cases, their mistakes, their oracles and what else they see."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from attn_course import _d2l
+from attn_course.exercises import Accesses, CheckFailed
+from attn_course.exercises import seq2seq as checks
+from attn_course.exercises import seq2seq_cases as cases
+from attn_course.exercises import seq2seq_mistakes as mistakes
+from attn_course.scoring import additive_attention
+from attn_course.seq2seq import (
+    AttentionDecoder,
+    Encoder,
+    EncoderOutput,
+    Seq2Seq,
+    UniformAttention,
+    beam_search,
+)
+from tests.exercises.common import PAGES, assert_formulas_are_wrong
+
+PAGE = PAGES["seq2seq"]
+ANSWERS, CHECKS = PAGE.answers, PAGE.checks
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return PAGE.run_cells(tmp_path_factory.mktemp("solved"), solved=True)
+
+
+TABLES = [
+    (cases._MATTERS_CASES, checks._table, mistakes._MATTERS_MISTAKES),
+    (cases._SHIFT_CASES, cases._inputs_and_labels, mistakes._SHIFT_MISTAKES),
+    (cases._LOSS_CASES, cases._masked_loss, mistakes._LOSS_MISTAKES),
+    (cases._PRECISION_CASES, cases._precision, mistakes._PRECISION_MISTAKES),
+    (cases._BLEU_CASES, cases._bleu, mistakes._BLEU_MISTAKES),
+    (cases._BEAM_CASES, cases._beam_search, mistakes._BEAM_MISTAKES),
+    (cases._GRADIENT_CASES, cases._weight_gradient, mistakes._GRADIENT_MISTAKES),
+    *(
+        (table, checks._part_of(oracle, k), known)
+        for table, oracle, both in (
+            (
+                cases._STEP_CASES,
+                cases._decoder_step,
+                (mistakes._CONTEXT_MISTAKES, mistakes._STATE_MISTAKES),
+            ),
+            (
+                cases._UNIFORM_CASES,
+                cases._uniform,
+                (mistakes._UNIFORM_OUTPUT_MISTAKES, mistakes._UNIFORM_WEIGHT_MISTAKES),
+            ),
+            (
+                cases._BACKWARD_CASES,
+                cases._additive_backward,
+                (mistakes._DQUERY_MISTAKES, mistakes._DWEIGHT_MISTAKES),
+            ),
+        )
+        for k, known in enumerate(both)
+    ),
+]
+
+
+@pytest.mark.parametrize("table, oracle, known", TABLES)
+def test_mistakes_do_not_answer_correctly(table: Any, oracle: Any, known: Any) -> None:
+    assert_formulas_are_wrong(table, oracle, known)
+
+
+@pytest.mark.parametrize("table, oracle, known", TABLES)
+def test_each_formula_of_a_mistake_gets_its_message(table: Any, oracle: Any, known: Any) -> None:
+    attempt = checks.Attempt("3.0")
+    for mistake in known:
+        for answer in mistake.answers:
+            outcomes = []
+            for case in table:
+                try:
+                    got = answer(**case.inputs).double()
+                except (RuntimeError, IndexError):
+                    continue
+                if got.shape == oracle(**case.inputs).shape:
+                    outcomes.append(checks.Outcome.of(case, oracle, got))
+            with pytest.raises(CheckFailed) as failure:
+                attempt.judge(answer, outcomes, known)
+            assert mistake.message in str(failure.value)
+
+
+# Oracles -----------------------------------------------------------------------------
+
+
+def test_one_step_is_the_package_s_decoder() -> None:
+    """With the decoder's own parts as the pieces."""
+    decoder = AttentionDecoder(7, 3, 4, 6).double()
+    memory, final = torch.randn(2, 5, 6).double(), torch.randn(1, 2, 6).double()
+    state = decoder.start(EncoderOutput(memory, (final,)), torch.tensor([5, 5]))
+    token = torch.tensor([3, 1])
+    embedded, network = decoder.embedding(token), decoder.attention.scoring
+    pieces = cases.Pieces(4, 6, 3)
+    pieces.W_q, pieces.w_v = network.W_q, network.w_v
+    gru = decoder.rnn
+    pieces.rnn = lambda x, s: torch.gru_cell(
+        x, s, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0
+    )
+    context, new = cases._decoder_step(
+        state.hidden[0][-1], embedded, state.context, state.keys, memory, pieces
+    )
+    _, after, _ = decoder.step(token, state)
+    torch.testing.assert_close(context, after.context)
+    torch.testing.assert_close(new, after.hidden[0][-1])
+
+
+@pytest.mark.parametrize("case", cases._MATTERS_CASES, ids=lambda case: case.name)
+def test_what_matters_is_what_the_models_read(case: Any, solved: dict[str, Any]) -> None:
+    """The table is known by construction; the models do differ by more than any tolerance."""
+    model, source, lens, target = case.inputs.values()
+    before = model(source, lens, target)
+    for j in range(source.shape[1]):
+        changed = source.clone()
+        changed[:, j] = torch.where(changed[:, j] == 3, 4, 3)
+        moved = (model(changed, lens, target) - before).abs().amax((1, 2))
+        expected = cases._matters(**case.inputs)[:, j]
+        assert torch.equal(moved > 1e-2, expected) and torch.equal(moved > 1e-9, expected)
+
+
+def test_the_loss_is_pytorch_s() -> None:
+    for case in cases._LOSS_CASES:
+        logits, labels, pad = case.inputs.values()
+        theirs = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad)
+        torch.testing.assert_close(cases._masked_loss(**case.inputs), theirs)
+
+
+def test_uniform_attention_is_the_package_s() -> None:
+    for case in cases._UNIFORM_CASES:
+        given = case.inputs
+        output, weights = cases._uniform(**given)
+        theirs = UniformAttention()(
+            given["query"],
+            given["key"],
+            given["value"],
+            mask=given["allowed"],
+            need_weights=True,
+        )
+        torch.testing.assert_close((output, weights), theirs)
+
+
+def test_bleu_is_d2l_s() -> None:
+    d2l = pytest.importorskip("d2l") and _d2l.load()
+    for (name, texts), k in itertools.product(cases._SENTENCES.items(), (1, 2, 3, 4)):
+        ours = cases._bleu(texts[0].split(), texts[1].split(), k).item()
+        assert ours == pytest.approx(d2l.bleu(*texts, k), abs=1e-12), (name, k)
+
+
+def test_the_lecture_s_bleu(solved: dict[str, Any]) -> None:
+    wet, calm = "il est mouillé .".split(), "il est calme .".split()
+    for bleu in (solved["bleu"], cases._bleu):
+        assert f"{float(bleu(wet, calm, 2)):.3f}" == "0.658"
+    assert f"{float(mistakes._BLEU_MISTAKES[4].answers[0](wet, calm, 2)):.3f}" == "0.500"
+
+
+def translator(seed: int) -> Seq2Seq:
+    torch.manual_seed(seed)
+    model = Seq2Seq(Encoder(6, 4, 5), AttentionDecoder(5, 4, 5, 10)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 3
+    return model
+
+
+@pytest.mark.parametrize("width, penalty", [(1, 0.0), (2, 0.7), (3, 0.0), (4, 1.0)])
+def test_beam_search_is_the_package_s(width: int, penalty: float, solved: dict[str, Any]) -> None:
+    for seed in range(4):
+        model, source, lens = translator(seed), torch.tensor([[3, 4, 2]]), torch.tensor([3])
+
+        def log_probs(prefix: list[int]) -> torch.Tensor:
+            target_input = torch.tensor([[1, *prefix]])
+            return model(source, lens, target_input)[0, -1].log_softmax(0)  # noqa: B023
+
+        theirs = beam_search(
+            model, source, lens, bos=1, eos=0, max_len=6, width=width, length_penalty=penalty
+        )
+        with torch.no_grad():
+            ours = solved["beam_search"](log_probs, width, 6, penalty)
+        n = int(theirs.lengths[0])
+        assert [token for token in ours if token] == theirs.tokens[0, :n].tolist()
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.8])
+def test_a_beam_without_bounds_finds_the_best_sentence(penalty: float) -> None:
+    for seed in range(3):
+        model = cases.NextToken(3, seed, 1.0, 0.0)
+        sentences = [[0], *([a, 0] for a in (1, 2)), *itertools.product((1, 2), (1, 2), range(3))]
+
+        def score(ids: Any) -> float:
+            total = sum(model(ids[:i])[token].item() for i, token in enumerate(ids))  # noqa: B023
+            return total / ((5 + len(ids)) / 6) ** penalty
+
+        best = max(sentences, key=score)
+        found = cases._beam_search(model, 1000, 3, penalty)
+        assert found.tolist() == cases._ids(best, 3).tolist()
+
+
+def test_the_table_of_probabilities_is_one() -> None:
+    model = cases.NextToken(5, 3, 1.0, 0.5)
+    for prefix in ([], [1], [2, 3], [4, 4, 4]):
+        torch.testing.assert_close(model(prefix).exp().sum().item(), 1.0)
+        assert torch.equal(model(prefix), model(tuple(prefix)))
+    assert not model.asked_past_the_end
+    model([1, 0])
+    assert model.asked_past_the_end
+
+
+def test_gradients_are_the_package_s() -> None:
+    for case in cases._BACKWARD_CASES:
+        query, key, value, weight, grad = case.inputs.values()
+        query, weight = query.clone().requires_grad_(), weight.clone().requires_grad_()
+        output = additive_attention(query, key, value, weight, impl="reference")
+        theirs = torch.autograd.grad(output, (query, weight), grad)
+        torch.testing.assert_close(cases._additive_backward(**case.inputs), theirs)
+
+
+def test_two_exercises_make_one_gradient(solved: dict[str, Any]) -> None:
+    """3.8's sum over 3.7's slopes is 3.7's dweight."""
+    for case in cases._BACKWARD_CASES:
+        query, key, value, weight, grad = case.inputs.values()
+        _, p, dp = mistakes._pieces_of_backward(query, key, value, weight, grad)
+        dweight = cases._weight_gradient(query, key, mistakes._slope(p, dp), block=4)
+        torch.testing.assert_close(dweight, cases._additive_backward(**case.inputs)[1])
+
+
+# What a check sees besides numbers ---------------------------------------------------
+
+
+def test_messages_do_not_depend_on_what_ran_before() -> None:
+    def message() -> str:
+        with pytest.raises(CheckFailed) as failure:
+            CHECKS["3.7"](lambda query, key, value, weight, grad: (query, weight))
+        return str(failure.value)
+
+    torch.manual_seed(1)
+    first = message()
+    torch.randn(5)
+    assert message() == first
+    assert "does not know" in first and "expected" in first and "got" in first
+
+
+def test_the_checks_leave_the_random_numbers_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.randn(2)
+    torch.manual_seed(3)
+    checks.suspects()
+    checks.padded_sentences()
+    assert torch.equal(torch.randn(2), expected)
+
+
+def test_a_counter_of_calls_starts_anew(solved: dict[str, Any]) -> None:
+    """A wrong attempt before must not spoil the right one."""
+    again = next(row[1] for row in ANSWERS.WRONG["3.1"] if "reprojected" in row[0])
+    with pytest.raises(CheckFailed, match="called 4 times in 4 steps"):
+        CHECKS["3.1"](again)
+    CHECKS["3.1"](solved["decoder_step"])
+
+
+@pytest.mark.parametrize("fault", mistakes._CLUES)
+def test_every_wrong_diagnosis_is_told(fault: str, solved: dict[str, Any]) -> None:
+    for name, truth in cases._SUSPECTS.items():
+        if fault == truth:
+            continue
+        said = solved["diagnosis"]() | {name: fault}
+        with pytest.raises(CheckFailed) as failure:
+            CHECKS["3.2"](solved["what_matters"], lambda said=said: said)
+        assert mistakes._CLUES[truth] in str(failure.value)
+
+
+def test_a_diagnosis_in_other_words(solved: dict[str, Any]) -> None:
+    for said, part in (
+        ({"A": "sound"}, "the keys A, B, C, D"),
+        (solved["diagnosis"]() | {"B": "healthy"}, "'healthy' of B; expected one of \"sound\""),
+    ):
+        with pytest.raises(CheckFailed) as failure:
+            CHECKS["3.2"](solved["what_matters"], lambda said=said: said)
+        assert part in str(failure.value)
+
+
+def test_new_memory_is_filled_and_its_end_guarded() -> None:
+    with checks._Allocations() as allocations:
+        room, zeros = torch.empty(3, 5), torch.ones(2).new_zeros(4)
+    assert room.isnan().all() and (zeros == 0).all()
+    assert {tensor.data_ptr() for tensor in (room, zeros)} <= {
+        tensor.data_ptr() for tensor in allocations.made
+    }
+    behind = room.as_strided((8,), (1,), 15)
+    behind.fill_(7)  # is nobody else's
+    assert (zeros == 0).all()
+
+
+@pytest.mark.triton
+def test_what_the_kernel_s_check_sees_without_a_record(
+    solved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the numbers, and what PyTorch makes."""
+    monkeypatch.setattr(checks, "watch", lambda: contextlib.nullcontext(Accesses()))
+    CHECKS["3.8"](solved["weight_gradient_kernel"], solved["weight_gradient"])
+    unseen = ("reads past the end", "two programs write", "nothing is stored", "writes past")
+    for name, function, fragment in ANSWERS.WRONG["3.8"]:
+        if not fragment.startswith(unseen):
+            functions = [
+                function if function.__name__ == n else solved[n] for n in PAGE.arguments("3.8")
+            ]
+            with pytest.raises(CheckFailed) as failure:
+                CHECKS["3.8"](*functions)
+            assert fragment in str(failure.value), name
+
+
+# The page ----------------------------------------------------------------------------
+
+
+def test_the_words_of_3_2_are_those_of_its_check(solved: dict[str, Any]) -> None:
+    for fault in mistakes._CLUES:
+        assert f'"{fault}"' in inspect.getsource(solved["diagnosis"]) or fault in (
+            solved["diagnosis"].__doc__
+        )
