@@ -95,7 +95,8 @@ class Sampler:
         if not isinstance(subject, str):
             person = all(part.noun.kind == "person" for part in subject)
             animate = all(part.noun.animate for part in subject)
-            if not animate or self.chance(0.3):  # apples do nothing, but they may be red
+            # Apples do nothing, but they may be red.
+            if len(subject) == 1 and (not animate or self.chance(0.3)):
                 return Clause(self.key(), subject, self.predicate(subject), past, negation)
         place = self.place() if self.chance(0.15 if short else 0.3) else None
         if self.chance(0.35 if short else 0.25):
@@ -161,9 +162,9 @@ class Sampler:
             return NounPhrase(key, "a", noun, False, before, after)
         return NounPhrase(key, "the", noun, self.chance(0.4), before, after)
 
-    def plain(self, noun: Noun) -> NounPhrase:
-        """``the king``."""
-        return NounPhrase(self.key(), "the", noun, False)
+    def plain(self, noun: Noun, *, plural: bool = False) -> NounPhrase:
+        """``the king`` or ``the kings``."""
+        return NounPhrase(self.key(), "the", noun, plural)
 
     def extended(self, noun: Noun, past: bool) -> NounPhrase:
         """A noun phrase, perhaps with a place, something carried or a relative clause."""
@@ -190,15 +191,16 @@ class Sampler:
         """A relative clause: who did something, or to what something was done."""
         if noun.animate:
             past = past and self.chance(0.8)
+            if self.chance(0.5):
+                verb = self.random.choice(INTRANSITIVE)
+                return Clause(self.key(), "", verb, past, "", (), None, "subject")
             verb = self.verb(noun.kind == "person")
-            objects = (self.phrase(self.random.choice(OBJECTS[verb])),)
+            thing = self.random.choice(OBJECTS[verb])
+            objects = (self.plain(thing, plural=self.chance(0.4)),)
             return Clause(self.key(), "", verb, past, "", objects, None, "subject")
         verb = self.random.choice([v for v in TRANSITIVE if noun.kind in v.kinds])
         doers = [n for n in ANIMATE if n.kind == "person" or not verb.by_person]
-        doer = self.phrase(self.random.choice(doers))
-        if doer.noun.kind == "person" and self.chance(0.3):
-            carried = self.plain(self.random.choice(CARRIED))
-            doer = replace(doer, place=Place(self.key(), "with", carried))
+        doer = self.plain(self.random.choice(doers), plural=self.chance(0.4))
         # In the present: a French participle would agree with the object before it, which is
         # too rare here to be learned from examples.
         return Clause(self.key(), (doer,), verb, False, "", (), None, "object")
