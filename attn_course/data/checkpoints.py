@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 #: Where the files are.
@@ -82,13 +82,13 @@ def save_pretrained(name: str, config: dict[str, Any], state: dict[str, Tensor])
         halved[key] = half.clone(memory_format=torch.contiguous_format)
         if half.is_floating_point() and not half.isfinite().all():
             raise ValueError(f"state[{key!r}] must be finite in half precision, below 65,504.")
+    stored = save(halved, metadata)
+    if len(stored) > LIMIT:
+        raise ValueError(f"{name} takes {len(stored):,} bytes, and {LIMIT:,} are allowed.")
     FOLDER.mkdir(exist_ok=True)
     path, aside = FOLDER / f"{name}.safetensors", FOLDER / f"{name}.part"
     try:
-        save_file(halved, aside, metadata)
-        size = aside.stat().st_size
-        if size > LIMIT:
-            raise ValueError(f"{name} takes {size:,} bytes, and {LIMIT:,} are allowed.")
+        aside.write_bytes(stored)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)

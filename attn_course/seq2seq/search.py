@@ -184,7 +184,8 @@ def beam_search(
             log_p, chosen = totals.flatten(1).topk(width)  # inf for those that have ended
             parent, token = chosen // vocab_size, chosen % vocab_size
 
-            was_ended = ended.gather(1, parent)
+            # Where hope has run out, the places left over fall to any token of any parent.
+            was_ended = ended.gather(1, parent) & (token == eos)
             now = log_p / ((5 + n) / 6) ** length_penalty
             scores = torch.where(was_ended, scores.gather(1, parent), now)
             ended = was_ended | (token == eos) & log_p.isfinite()

@@ -166,6 +166,26 @@ def test_the_others_of_the_batch_do_not_matter(search: str) -> None:
     assert any(len(set(ends)) > 1 for ends in lengths)  # some end at different times
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_is_written_after_the_end(seed: int) -> None:
+    """A sure model ends some sentences early, and leaves no hope to their other beams."""
+    model = tiny(seed, vocab_size=7, eos_bias=2.0)
+    with torch.no_grad():
+        for parameter in model.decoder.output.parameters():
+            parameter.mul_(4)
+    batch = {name: tensor.repeat(4, *[1] * (tensor.ndim - 1)) for name, tensor in sources().items()}
+    batch["source"] = batch["source"].clone()
+    batch["source"][:, 0] = torch.arange(4, 4 + len(batch["source"])) % SOURCE_VOCAB
+    found = beam_search(model, **batch, **IDS, max_len=12, width=4)
+    for i, row in enumerate(found.tokens.tolist()):
+        length = int(found.lengths[i])
+        assert EOS not in row[:length] and set(row[length:]) <= {EOS}
+        one = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+        alone = beam_search(model, **one, **IDS, max_len=12, width=4)
+        assert alone.tokens[0, :length].tolist() == row[:length]
+        assert int(alone.lengths) == length
+
+
 def test_a_wider_beam_finds_what_greedy_misses() -> None:
     """And its best is never worse than greedy's, which stays in the beam's reach here."""
     better = 0
