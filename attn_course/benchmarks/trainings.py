@@ -103,8 +103,12 @@ def train(
         Smith and Topin (2019), Super-convergence, for the schedule.
     """
     optimizer = torch.optim.Adam(translator.model.parameters(), betas=(0.9, 0.98))
+    total = epochs * len(batches) + 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr, total_steps=epochs * len(batches) + 1, pct_start=0.04
+        optimizer,
+        max_lr,
+        total_steps=total,
+        pct_start=max(0.04, 2 / total),  # it has to rise for a step at least
     )
     steps = itertools.count(1)
 
@@ -189,29 +193,30 @@ def run_grammar(name: str, seed: int) -> Record:
     return _about(translator, seed, seconds) | exact_match(translator, data.test)
 
 
-def run_languages(query: tuple[str, ...], seed: int) -> Record:
+def run_languages(tell: bool, seed: int) -> Record:
     """One model writes French and Spanish; which one only the query can tell, if at all."""
-    french, spanish = (grammar(language, size=SHORT_SIZE) for language in ("french", "spanish"))
-    pairs = french.train + spanish.train
+    parts = [grammar(language, size=SHORT_SIZE) for language in ("french", "spanish")]
+    pairs = parts[0].train + parts[1].train
     source, target = vocabularies(pairs)
     seed_everything(seed)
-    translator = build_translator(
-        ENCODER, DECODER | {"query": query, "num_languages": 2}, source, target
-    )
+    options = {"query": ("state", "language"), "num_languages": 2} if tell else {}
+    translator = build_translator(ENCODER, DECODER | options, source, target)
+    languages = [0] * len(parts[0].train) + [1] * len(parts[1].train)
     batches = translation_batches(
         pairs,
         source,
         target,
         batch_size=BATCH_SIZE,
         seed=seed,
-        languages=[0] * len(french.train) + [1] * len(spanish.train),
+        languages=languages if tell else None,
     )
     start = time.perf_counter()
     train(translator, batches, seed=seed)
     seconds = time.perf_counter() - start
     right = {}
-    for language, (name, data) in enumerate((("french", french), ("spanish", spanish))):
-        found = translator.translate([pair.source for pair in data.test], language=language)
+    for language, (name, data) in enumerate(zip(("french", "spanish"), parts, strict=True)):
+        asked = [pair.source for pair in data.test]
+        found = translator.translate(asked, language=language if tell else None)
         hits = [f.text == pair.target for f, pair in zip(found, data.test, strict=True)]
         right[name] = round(sum(hits) / len(hits), 4)
     return _about(translator, seed, seconds) | {"right": right}
@@ -337,8 +342,8 @@ def run(name: str, seed: int) -> Record:
     if name in GRAMMAR:
         return run_grammar(name, seed)
     others: dict[str, Callable[[int], Record]] = {
-        "language_query": lambda s: run_languages(("state", "language"), s),
-        "no_language": lambda s: run_languages(("state",), s),
+        "language_query": lambda s: run_languages(True, s),
+        "no_language": lambda s: run_languages(False, s),
         "tatoeba": run_tatoeba,
         "lecture": run_lecture,
     }

@@ -195,7 +195,7 @@ def test_each_name_has_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
         run(name, 7)
     assert len(called) == len(NAMES) == len(set(called))
     assert called[: len(GRAMMAR)] == [("run_grammar", name, 7) for name in GRAMMAR]
-    assert ("run_languages", ("state", "language"), 7) in called
+    assert ("run_languages", True, 7) in called and ("run_languages", False, 7) in called
     with pytest.raises(ValueError, match=r"name must be one of .* got 'unknown'"):
         run("unknown", 0)
 
@@ -240,6 +240,24 @@ def test_the_command_refuses_before_it_trains(
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_two_languages_from_one_model(tell: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is told the language gets each one right; else there is one answer for both."""
+    pairs = {"french": Pair("the cat", "le chat"), "spanish": Pair("the cat", "el gato")}
+    monkeypatch.setattr(
+        trainings,
+        "grammar",
+        lambda language, **_: SimpleNamespace(
+            train=[pairs[language]] * 1500, test=[pairs[language]] * 2
+        ),
+    )
+    right = trainings.run_languages(tell, 0)["right"]
+    if tell:
+        assert right == {"french": 1.0, "spanish": 1.0}
+    else:
+        assert right["french"] + right["spanish"] <= 1.0
 
 
 @pytest.mark.parametrize("name", PRETRAINED)
