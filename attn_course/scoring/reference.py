@@ -21,10 +21,13 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
     Returns:
         Weights, ``[..., query_len, key_len]``.
     """
-    # inf - inf would be NaN; the largest finite number takes all the weight just as well.
-    scores = scores.clamp(max=torch.finfo(scores.dtype).max)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
+    if bool(scores.detach().amax(-1).isfinite().all()):
+        return scores.softmax(-1)
+    # Some row has no key or an infinite score. inf - inf would be NaN; the largest finite
+    # number takes all the weight just as well.
+    scores = scores.clamp(max=torch.finfo(scores.dtype).max)
     closed = scores == -torch.inf
     empty = closed.all(-1, keepdim=True)
     # softmax subtracts the largest score first, and an empty row has none: give it zeros.
