@@ -102,7 +102,7 @@ def train(
     Reference:
         Smith and Topin (2019), Super-convergence, for the schedule.
     """
-    optimizer = torch.optim.Adam(translator.model.parameters(), betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(translator.model.parameters(), betas=(0.9, 0.98), fused=True)
     total = epochs * len(batches) + 1
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
