@@ -26,6 +26,8 @@ MECHANISMS: tuple[str, ...] = (
     "scoring",
     "dot_product",
     "seq2seq",
+    "multi_head",
+    "positional",
 )
 
 __all__ = ["CHAPTERS", "MECHANISMS", "__version__"]
