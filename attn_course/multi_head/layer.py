@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn_course._padding import clear_rows
-from attn_course._padding import disarm_padding
+from attn_course._padding import clear_rows, disarm_padding
 from attn_course._validation import check_choice, check_dropout
 from attn_course.dot_product import dot_product_attention
 from attn_course.multi_head import loading, ops
