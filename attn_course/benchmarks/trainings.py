@@ -319,13 +319,16 @@ def run_lecture(seed: int) -> Record:
         seed=seed,
     )
     seconds = time.perf_counter() - start
-    found = translator.translate([text for text, _ in LECTURE], max_len=9, unknown="unk")
+    found = translator.translate(
+        [text for text, _ in LECTURE], max_len=9, unknown="unk", need_weights=True
+    )
     sentences = [
         {
             "source": text,
             "found": f.text,
             "reference": right,
             "bleu": round(d2l_bleu(f.text, right, k=2) if f.text else 0.0, 3),
+            "weights": torch.round(f.weights, decimals=4).tolist() if f.weights is not None else [],
         }
         for f, (text, right) in zip(found, LECTURE, strict=True)
     ]

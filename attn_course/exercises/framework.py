@@ -9,6 +9,7 @@ answer always gets the same message.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import re
@@ -16,6 +17,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Concatenate, NamedTuple, NoReturn, ParamSpec
 
 import torch
@@ -99,7 +101,7 @@ class Outcome:
     def of(cls, case: Case, oracle: Callable[..., Tensor], got: Tensor) -> Outcome:
         """The outcome of an answer that is there already."""
         inputs = {name: _exact(value) for name, value in case.inputs.items()}
-        return cls(case, inputs, got, oracle(**inputs))
+        return cls(case, inputs, got, oracle(**inputs).double())
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,16 @@ class Attempt:
         if not callable(function):
             self.fail(
                 "the check wants the function itself, without parentheses or arguments; "
-                f"it got a {type(function).__name__}."
+                f"it got {_a(function)}."
             )
-        copies = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        copies = {name: _copy(value) for name, value in inputs.items()}
         with self.watching(function, inputs):
             result = function(*copies.values())  # by position: names may differ
         for name, value in inputs.items():
-            if isinstance(value, Tensor) and not _same(copies[name], value):
+            if not _same(copies[name], value):
+                what = "tensor" if isinstance(value, Tensor) else type(value).__name__
                 self.fail(
-                    f"it changes its argument `{name}`. A caller's tensor is the caller's: "
+                    f"it changes its argument `{name}`. A caller's {what} is the caller's: "
                     "which of your operations works in place?",
                     function,
                 )
@@ -162,7 +165,44 @@ class Attempt:
         """
         return _Watching(self, function, inputs)
 
-    def tensor(self, function: object, result: object, shape: Sequence[int], about: str) -> Tensor:
+    def gradient(
+        self, function: Callable[..., Tensor], inputs: Mapping[str, Any], name: str
+    ) -> Tensor:
+        """Differentiate the sum of the squares of an answer that is right.
+
+        Args:
+            function: What the student wrote.
+            inputs: Its arguments, by name and in order.
+            name: The one to differentiate by.
+
+        Returns:
+            The gradient.
+
+        Raises:
+            CheckFailed: The answer has no gradient.
+        """
+        leaf = inputs[name].clone().requires_grad_()
+        with torch.enable_grad():
+            answer = self.call(function, {**inputs, name: leaf})
+            if not isinstance(answer, Tensor) or not answer.requires_grad:
+                self.fail(
+                    f"the numbers are right, but they have no gradient by `{name}`, and so nothing "
+                    "could be learned through them. Which operation leaves the graph: `detach`, "
+                    "`item`, `no_grad`, a new tensor made of numbers?",
+                    function,
+                )
+            with self.watching(function, inputs):
+                (gradient,) = torch.autograd.grad(answer.float().square().sum(), leaf)
+        return gradient
+
+    def tensor(
+        self,
+        function: object,
+        result: object,
+        shape: Sequence[int],
+        about: str,
+        part: str = "",
+    ) -> Tensor:
         """Look at the type and the shape of an answer, before its numbers.
 
         Args:
@@ -170,6 +210,7 @@ class Attempt:
             result: What it returned.
             shape: What its shape must be; ``[]`` allows a plain number.
             about: The inputs, described.
+            part: Which part of the answer this is, if it has several.
 
         Returns:
             The answer in float64.
@@ -178,26 +219,25 @@ class Attempt:
             CheckFailed: It is not a tensor of floating-point numbers of this shape.
         """
         shape = list(shape)
+        said = f"as {part} it returned" if part else "it returned"
         if result is None:
-            self.fail("it returned None: is the `return` missing?", function)
-        if not shape and isinstance(result, int | float) and not isinstance(result, bool):
+            self.fail(f"{said} None{'.' if part else ': is the `return` missing?'}", function)
+        if not shape and isinstance(result, Real) and not isinstance(result, bool):
             return torch.tensor(float(result), dtype=torch.float64)
         if not isinstance(result, Tensor):
+            wanted = f"a tensor of shape {shape}" if shape else "a number"
             hint = " `torch.stack` or `torch.tensor` makes one." if _listlike(result) else ""
-            self.fail(
-                f"it returned a {type(result).__name__}; expected a tensor of shape {shape}.{hint}",
-                function,
-            )
+            self.fail(f"{said} {_a(result)}; expected {wanted}.{hint if shape else ''}", function)
         if list(result.shape) != shape and not (not shape and result.numel() == 1):
+            order = " Are the parts in the right order?" if part else ""
             self.fail(
-                f"it returned shape {list(result.shape)}; expected {shape}, for {about}. "
+                f"{said} shape {list(result.shape)}; expected {shape}, for {about}.{order} "
                 "Which axis was summed over, or kept?",
                 function,
             )
         if not result.is_floating_point():
             self.fail(
-                f"it returned {str(result.dtype).removeprefix('torch.')}; expected "
-                "floating-point numbers.",
+                f"{said} {_short(result.dtype)}; expected floating-point numbers.",
                 function,
             )
         return result.detach().cpu().double().reshape(shape)
@@ -225,18 +265,49 @@ class Attempt:
         Raises:
             CheckFailed: Something is wrong.
         """
+
+        def outcome(case: Case) -> Outcome:
+            shape = oracle(**{k: _exact(v) for k, v in case.inputs.items()}).shape
+            result = self.call(function, case.inputs)
+            got = self.tensor(function, result, shape, describe(case.inputs))
+            return Outcome.of(case, oracle, got)
+
+        self.judge_each(function, cases, outcome, mistakes, rtol=rtol, atol=atol)
+
+    def judge_each(
+        self,
+        function: object,
+        cases: Sequence[Case],
+        outcome: Callable[[Case], Outcome],
+        mistakes: Sequence[Mistake],
+        *,
+        rtol: float = 1e-3,
+        atol: float = 1e-4,
+        note: str = "",
+    ) -> None:
+        """Judge what comes of the cases; only then tell what stopped the last of them.
+
+        Args:
+            function: What the student wrote.
+            cases: What to try it on, the most telling first.
+            outcome: Tries it on a case, and may fail.
+            mistakes: Wrong answers, the likeliest first.
+            rtol: Relative error allowed.
+            atol: Absolute error allowed.
+            note: What one has to know to read the numbers of a message.
+
+        Raises:
+            CheckFailed: Something is wrong.
+        """
         outcomes: list[Outcome] = []
         stopped: CheckFailed | None = None
         for case in cases:
-            shape = oracle(**{k: _exact(v) for k, v in case.inputs.items()}).shape
             try:
-                result = self.call(function, case.inputs)
-                got = self.tensor(function, result, shape, describe(case.inputs))
+                outcomes.append(outcome(case))
             except CheckFailed as failure:
                 stopped = failure
                 break
-            outcomes.append(Outcome.of(case, oracle, got))
-        self.judge(function, outcomes, mistakes, rtol=rtol, atol=atol)
+        self.judge(function, outcomes, mistakes, rtol=rtol, atol=atol, note=note)
         if stopped is not None:
             raise stopped
 
@@ -248,8 +319,12 @@ class Attempt:
         *,
         rtol: float = 1e-3,
         atol: float = 1e-4,
+        note: str = "",
     ) -> None:
-        """Compare answers that are there already; ``verify`` does so last."""
+        """Compare answers that are there already; ``verify`` does so last.
+
+        A mistake is named if it explains all of them, right ones included.
+        """
 
         def close(one: Tensor, other: Tensor) -> bool:
             return torch.allclose(one, other, rtol=rtol, atol=atol, equal_nan=True)
@@ -257,20 +332,21 @@ class Attempt:
         wrong = [outcome for outcome in outcomes if not close(outcome.got, outcome.expected)]
         if not wrong:
             return
-        first = wrong[0]
-        seen = _difference(first, rtol, atol)
-        # A mistake that explains every case, or else one that explains the first wrong one.
-        for explained in (outcomes, [first]):
-            for mistake in mistakes:
-                for answer in mistake.answers:
-                    opinions = [(o, _opinion(answer, o)) for o in explained]
-                    agrees = all(p is None or close(o.got, p) for o, p in opinions)
-                    tells = any(
-                        p is not None and any(o is w for w in wrong) and close(o.got, p)
-                        for o, p in opinions
-                    )
-                    if agrees and tells:
-                        self.fail(f"{mistake.message}\n{seen}", function)
+        seen = " ".join(filter(None, [_difference(wrong[0], rtol, atol), note]))
+
+        def explained(answer: Callable[..., Tensor]) -> bool:
+            tells = False
+            for outcome in outcomes:
+                predicted = _opinion(answer, outcome)
+                if predicted is not None:
+                    if not close(outcome.got, predicted):
+                        return False
+                    tells |= any(outcome is other for other in wrong)
+            return tells
+
+        for mistake in mistakes:
+            if any(explained(answer) for answer in mistake.answers):
+                self.fail(f"{mistake.message}\n{seen}", function)
         self.fail(f"the numbers differ, in a way that this check does not know.\n{seen}", function)
 
 
@@ -391,17 +467,37 @@ def _opinion(answer: Callable[..., Tensor], outcome: Outcome) -> Tensor | None:
     """What a mistake would answer; None where it does not apply."""
     try:
         predicted = answer(**outcome.inputs).double()
-    except (RuntimeError, IndexError):
+    except Exception:  # whatever it meets with in inputs that are not its own
         return None
     return predicted if predicted.shape == outcome.expected.shape else None
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _copy(value: Any) -> Any:
+    """A tensor keeps its graph; a function may keep a record, and stays the same one."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return value if callable(value) else copy.deepcopy(value)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether a copy is still what it was; what is no tensor, as far as a message shows it."""
+    if not isinstance(other, Tensor):
+        return repr(one) == repr(other)
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def _listlike(result: object) -> bool:
-    return isinstance(result, list | tuple) or type(result).__name__ == "ndarray"
+    return isinstance(result, list) or type(result).__name__ == "ndarray"
+
+
+def _a(result: object) -> str:
+    """What kind of thing it is, with its article; PyTorch has tuples of many names."""
+    name = "tuple" if isinstance(result, tuple) else type(result).__name__
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _plain(function: object) -> Any:

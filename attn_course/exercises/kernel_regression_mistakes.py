@@ -439,6 +439,7 @@ _TOP_K_MISTAKES = (
         (
             lambda distance, k: _top_k(distance, k - 1).nan_to_num(nan=0.0),
             lambda distance, k: _top_k(distance, k - 1),
+            lambda distance, k: _top_k(distance, min(k, distance.shape[1]) - 1),
             lambda distance, k: _top_k(distance, k + 1),
         ),
     ),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
-from attn_course.exercises.framework import Attempt, Skipped
+from attn_course.exercises.framework import Attempt, Skipped, _same
 from attn_course.exercises.launches import Accesses
 
 #: Numbers behind the end of a guarded tensor.
@@ -27,10 +27,12 @@ class Guarded(NamedTuple):
     Attributes:
         tensor: What a kernel gets, contiguous.
         memory: The same numbers flat, and those behind them: NaN, or a large integer.
+        source: What it is a copy of.
     """
 
     tensor: Tensor
     memory: Tensor
+    source: Tensor
 
 
 class Words(NamedTuple):
@@ -41,11 +43,13 @@ class Words(NamedTuple):
         foreign: A program writes what is another's; goes on after "is not its own.".
         nan: The answer is NaN; goes on after "the answer is NaN.". Empty: NaN is not
             looked for, since the exercise's mistakes tell one NaN from another.
+        missing: Nothing is written somewhere; goes on after "is never written.".
     """
 
     outside: str
     foreign: str
     nan: str = ""
+    missing: str = "Where does the program store its answer?"
 
 
 def device_for(attempt: Attempt, kernel: Any) -> str:
@@ -85,7 +89,7 @@ def guard(tensor: Tensor, device: str = "cpu") -> Guarded:
     """
     bad = torch.nan if tensor.is_floating_point() else 1 << 20
     memory = torch.cat([tensor.flatten(), tensor.new_full((BEHIND,), bad)]).to(device)
-    return Guarded(memory[: tensor.numel()].view(tensor.shape), memory)
+    return Guarded(memory[: tensor.numel()].view(tensor.shape), memory, tensor)
 
 
 def blank(shape: Sequence[int], device: str = "cpu") -> Guarded:
@@ -96,6 +100,16 @@ def blank(shape: Sequence[int], device: str = "cpu") -> Guarded:
         device: Where.
     """
     return guard(torch.full(tuple(shape), torch.nan), device)
+
+
+def look_at_inputs(attempt: Attempt, kernel: Any, inputs: Sequence[Guarded], seen: str) -> None:
+    """Fail if an input is not what it was before the launch."""
+    if not all(_same(given.tensor.cpu(), given.source.cpu()) for given in inputs):
+        attempt.fail(
+            "an input is not what it was before: a caller's tensor is the caller's. What is "
+            f"written to it, and where does the answer belong?\n{seen}",
+            kernel,
+        )
 
 
 def look(
@@ -126,11 +140,13 @@ def look(
         The output in float64, on the CPU.
 
     Raises:
-        CheckFailed: A load reads past an end, a program writes what is not its own, a
-            place is never written, or NaN where ``words`` has something to say of it.
+        CheckFailed: A load reads past an end, an input has changed, a program writes what
+            is not its own, a place is never written, or NaN where ``words`` has something
+            to say of it.
     """
     if accesses.outside(*(given.memory[: given.tensor.numel()] for given in inputs), output.memory):
         attempt.fail(f"{words.outside}\n{seen}", kernel)
+    look_at_inputs(attempt, kernel, inputs, seen)
     size = output.tensor.numel()
     writers = accesses.writers(output.memory)
     foreign = [
@@ -152,7 +168,7 @@ def look(
     if accesses.recorded and not all(writers[:size]):
         missing = _place(writers[:size].index([]), output.tensor)
         attempt.fail(
-            f"output {missing} is never written: where does the program store its answer?\n{seen}",
+            f"output {missing} is never written. {words.missing}\n{seen}",
             kernel,
         )
     got = output.tensor.cpu().double()

@@ -3,11 +3,14 @@
 The interpreter runs programs one after another. Two programs that write the same slot,
 a race on a GPU, then give the right answer; so does a load past the end of a tensor, if
 what lies there is multiplied by zero. Numbers cannot show either. ``watch`` records the
-addresses that every program loads from and stores to, and a check looks at those.
+addresses that every program loads from and stores to, and a check looks at those. A lane
+that a load's mask leaves out is 0 here unless ``other=`` says what it is, and undefined on
+a GPU: ``watch`` makes it NaN.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,7 +100,12 @@ def watch() -> Iterator[Accesses]:
         def wrapper(*args: Any) -> Any:
             where, active = np.broadcast_arrays(args[pointer[name]].data, args[mask].data)
             record.append((tuple(builder.grid_idx), where[active.astype(bool)].tolist()))
-            return original(*args)
+            result = original(*args)
+            if name == "create_masked_load" and args[2] is None:  # no `other=`
+                kind = result.data.dtype
+                if np.issubdtype(kind, np.floating):
+                    result.data = np.where(active.astype(bool), result.data, np.nan).astype(kind)
+            return result
 
         return wrapper
 
@@ -107,7 +115,8 @@ def watch() -> Iterator[Accesses]:
         for name, wrapper in wrappers.items():
             setattr(builder, name, wrapper)
         # NumPy warns of inf - inf; a GPU does not, and the answer shows what became of it.
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
             yield accesses
     finally:
         for name in wrappers:

@@ -79,11 +79,11 @@ _MASKED_CASES = (
         "hidden scores that are NaN",
         {"scores": _hidden_are(torch.nan, _random(206, 3, 4), _ONE_HIDDEN), "allowed": _ONE_HIDDEN},
     ),
+    Case("one key", {"scores": _random(208, 2, 1), "allowed": _mask("x", ".")}),
     Case(
         "half precision",
         {"scores": (12 * _random(207, 4, 5)).half(), "allowed": _ROW_HIDDEN},
     ),
-    Case("one key", {"scores": _random(208, 2, 1), "allowed": _mask("x", ".")}),
 )
 
 
@@ -264,6 +264,12 @@ def _cosine_score(query: Tensor, key: Tensor) -> Tensor:
     return 3 * torch.cosine_similarity(query[:, None], key[None], dim=2)
 
 
+def _centred(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Outputs of which neither the first number nor the mean ever changes."""
+    output = (query @ key.T).softmax(1) @ value[:, 1:]
+    return torch.cat([torch.zeros_like(output), output - output.mean()], 1)
+
+
 _TRIALS = (
     _Trial("the additive score without its tanh", _scored(_linear_score), 4, True),
     _Trial("the additive score", _scored(_additive_score), 4, False),
@@ -278,6 +284,7 @@ _TRIALS = (
     ),
     _Trial("a squared dot product", _scored(lambda q, k: (q @ k.T).square() / 2), 3, False),
     _Trial("the length of the keys", _scored(lambda q, k: 0 * q @ k.T + k.norm(dim=1)), 2, True),
+    _Trial("outputs less their mean", _centred, 3, False),
 )
 
 

@@ -72,6 +72,10 @@ _ATTEND_MISTAKES = (
         "the weights meets the keys of `value`?",
         (lambda scores, value: scores.softmax(2).mT @ value,),
     ),
+    Mistake(
+        "these are the weights themselves: what are they the weights of?",
+        (lambda scores, value: scores.softmax(2),),
+    ),
 )
 
 
@@ -102,6 +106,10 @@ def _filled_with(value: float) -> Callable[..., Tensor]:
 
 def _filled_and_repaired(value: float) -> Callable[..., Tensor]:
     return lambda scores, allowed: _or_zero(_fill(scores, allowed, value), allowed)
+
+
+def _filled_and_cleared(value: float) -> Callable[..., Tensor]:
+    return lambda scores, allowed: _fill(scores, allowed, value).masked_fill(~allowed, 0)
 
 
 def _lowered(scores: Tensor, allowed: Tensor) -> Tensor:
@@ -144,7 +152,10 @@ _MASKED_MISTAKES = (
     ),
     Mistake(
         "the *scores* of hidden keys are set to zero, before the exponential. What is e^0?",
-        _both(lambda scores, allowed: _fill(scores, allowed, 0.0)),
+        (
+            *_both(lambda scores, allowed: _fill(scores, allowed, 0.0)),
+            *_both(lambda scores, allowed: (scores * allowed).softmax(1)),
+        ),
     ),
     Mistake(
         "the mask is the wrong way round: True means *may attend*.",
@@ -177,7 +188,11 @@ _MASKED_MISTAKES = (
     Mistake(
         "hidden keys win where the allowed scores are lower than your constant. Which number is "
         "below every score?",
-        tuple(_filled_and_repaired(value) for value in (-1e4, -65504.0, -1e5, -1e6)),
+        tuple(
+            after(value)
+            for after in (_filled_and_repaired, _filled_and_cleared)
+            for value in (-1e4, -6e4, -65504.0, -1e5, -1e6)
+        ),
     ),
     Mistake(
         "a hidden score that is NaN leaks into the weights of the others: NaN plus or times "
@@ -250,8 +265,9 @@ _SHORT_MISTAKES = (
 
 _COST_MISTAKES = (
     Mistake(
-        "this is zero, whatever the keys. Leaving out ||q||^2 costs nothing; was it the norm of "
-        "the keys that you left out?",
+        "this is zero, whatever the keys. Leaving out ||q||^2 costs nothing; and along the queries "
+        "no weight notices that ||k||^2 is gone. Which norm did you leave out, and along which "
+        "axis do your softmaxes run?",
         (lambda query, key, width: _number(0.0),),
     ),
     Mistake(
@@ -285,14 +301,6 @@ _COST_MISTAKES = (
             lambda query, key, width: (
                 (
                     (_short_scores(query, key, width) - _norms(query, width)[:, None]).softmax(0)
-                    - _products(query, key, width).softmax(0)
-                )
-                .abs()
-                .max()
-            ),
-            lambda query, key, width: (
-                (
-                    _short_scores(query, key, width).softmax(0)
                     - _products(query, key, width).softmax(0)
                 )
                 .abs()
@@ -423,6 +431,11 @@ _BACKWARD_MISTAKES = (
         (lambda weights, grad: weights * (grad - (weights * grad).sum(0, keepdim=True)),),
     ),
     Mistake(
+        "the sum loses its axis, and `[n]` meets `[n, m]` as if it had a number a key. Which "
+        "shape must it have, to be subtracted from each row?",
+        (lambda weights, grad: weights * (grad - (weights * grad).sum(1)),),
+    ),
+    Mistake(
         "the sum runs over the whole table; each row has its own.",
         (lambda weights, grad: weights * (grad - (weights * grad).sum()),),
     ),
@@ -513,6 +526,8 @@ _TRIAL_MESSAGES = {
     "the same weight for every key": "it says that the query matters where all keys always get "
     "the same weight.",
     "the length of the keys": "it says that the query matters where only the keys are looked at.",
+    "outputs less their mean": "it looks at a part of the outputs, or at their mean, and there "
+    "nothing moves; others do. Which outputs are to be compared?",
 }
 
 
@@ -587,6 +602,28 @@ def _unwritten(scores: Tensor, grad: Tensor, valid_lens: Tensor, block: int) -> 
     return gradient.masked_fill(~_inside(scores, valid_lens), torch.nan)
 
 
+def _undefined(scores: Tensor, grad: Tensor, valid_lens: Tensor, block: int) -> Tensor:
+    """Any lane without a key makes the whole row NaN."""
+    gradient = _row_backward(scores, grad, valid_lens, block)
+    return gradient.masked_fill((valid_lens < block)[:, None], torch.nan)
+
+
+def _undefined_inside(scores: Tensor, grad: Tensor, valid_lens: Tensor, block: int) -> Tensor:
+    gradient = _undefined(scores, grad, valid_lens, block)
+    return gradient.masked_fill(~_inside(scores, valid_lens), 0)
+
+
+def _one_more(scores: Tensor, grad: Tensor, valid_lens: Tensor, block: int) -> Tensor:
+    """Each row has one more key; a full one takes the first of the next row."""
+    n, m = scores.shape
+
+    def longer(rows: Tensor) -> Tensor:
+        flat = torch.cat([rows.flatten(), rows.new_full((1,), torch.nan)])
+        return flat.unfold(0, min(m + 1, block), m)[:n]
+
+    return _row_backward(longer(scores), longer(grad), valid_lens + 1, block)[:, :m]
+
+
 _ROW_MISTAKES = (
     Mistake(
         "lanes without a key weigh something: their score is loaded as 0, and e^0 = 1 makes the "
@@ -625,6 +662,17 @@ _ROW_MISTAKES = (
         (_leaking, _leaking_inside),
     ),
     Mistake(
+        "a load has a mask and no other=. On a GPU the lanes that the mask leaves out then hold "
+        "anything, and here NaN. As what should they be loaded, for the reduction to pass them "
+        "over?",
+        (_undefined, _undefined_inside),
+    ),
+    Mistake(
+        "one lane too many counts as a key: the lanes are counted from 0, and the valid length is "
+        "how many there are.",
+        (_one_more,),
+    ),
+    Mistake(
         "only the diagonal is there: the normaliser moves as well.",
         (
             _row_gradient(lambda p, g: p * g),
@@ -656,4 +704,6 @@ _ROW_WORDS = Words(
     "you tell `tl.load`?",
     foreign="On a GPU all programs run at once: what would be left in that slot? Program i owns "
     "row i: where does it begin, and how long is it?",
+    missing="What stood there before is still there. All places of a row are its program's to "
+    "write, and the gradient of a hidden score is 0: which lanes does your store reach?",
 )

@@ -20,11 +20,14 @@ from attn_course.exercises.framework import (
     CheckFailed,
     Mistake,
     Outcome,
+    _a,
+    _exact,
     _is_stub_kernel,
+    _short,
     describe,
     exercise,
 )
-from attn_course.exercises.kernels import device_for, guard
+from attn_course.exercises.kernels import device_for, guard, look_at_inputs
 from attn_course.exercises.launches import Accesses, watch
 from attn_course.exercises.seq2seq_cases import (
     _BACKWARD_CASES,
@@ -70,6 +73,7 @@ from attn_course.exercises.seq2seq_mistakes import (
     _RACE,
     _SHIFT_MISTAKES,
     _STATE_MISTAKES,
+    _TANH_OUTSIDE,
     _TANH_STORED,
     _UNIFORM_OUTPUT_MISTAKES,
     _UNIFORM_WEIGHT_MISTAKES,
@@ -101,9 +105,7 @@ def _parts(attempt: Attempt, function: object, result: object, names: str) -> li
         attempt.fail("it returned None: is the `return` missing?", function)
     if not isinstance(result, tuple | list) or len(result) != 2:
         many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
-        attempt.fail(
-            f"it returned a {type(result).__name__}{many}; expected two tensors, {names}.", function
-        )
+        attempt.fail(f"it returned {_a(result)}{many}; expected two tensors, {names}.", function)
     return list(result)
 
 
@@ -127,8 +129,10 @@ def _verify_pair(
         about = describe(case.inputs)
         try:
             parts = _parts(attempt, function, attempt.call(function, case.inputs), names)
-            for k, expected in enumerate(oracle(**case.inputs)):
-                got = attempt.tensor(function, parts[k], expected.shape, about)
+            exact = {name: _exact(value) for name, value in case.inputs.items()}
+            for k, expected in enumerate(oracle(**exact)):
+                part = names.split(" and ")[k]
+                got = attempt.tensor(function, parts[k], expected.shape, about, part)
                 outcomes[k].append(Outcome.of(case, _part_of(oracle, k), got))
         except CheckFailed as failure:
             stopped = failure
@@ -217,21 +221,22 @@ def check_padding(
             target_input ``[batch, target_len]``) -> booleans ``[batch, source_len]``.
         diagnosis: () -> for each of ``suspects()`` the name of its fault, or ``"sound"``.
     """
-    outcomes = []
-    for case in _MATTERS_CASES:
+
+    def outcome(case: Case) -> Outcome:
         result = attempt.call(what_matters, case.inputs)
-        if isinstance(result, Tensor) and result.dtype == torch.bool:
+        if isinstance(result, Tensor):  # 0 and 1 are as good as booleans
             result = result.double()
         shape = case.inputs["source"].shape
         got = attempt.tensor(what_matters, result, shape, describe(case.inputs))
-        outcomes.append(Outcome.of(case, _table, got))
-    attempt.judge(what_matters, outcomes, _MATTERS_MISTAKES)
+        return Outcome.of(case, _table, got)
+
+    attempt.judge_each(what_matters, _MATTERS_CASES, outcome, _MATTERS_MISTAKES)
 
     said = attempt.call(diagnosis, {})
     if not isinstance(said, dict) or set(said) != set(_SUSPECTS):
         attempt.fail(f"it returned {said!r}; expected a dict with the keys A, B, C, D.", diagnosis)
     for name, fault in _SUSPECTS.items():
-        if said[name] not in _CLUES:
+        if said[name] not in list(_CLUES):
             listed = ", ".join(f'"{clue}"' for clue in _CLUES)
             attempt.fail(f"it says {said[name]!r} of {name}; expected one of {listed}.", diagnosis)
         if said[name] != fault:
@@ -266,12 +271,18 @@ def check_teacher_forcing(
     for case in _SHIFT_CASES:
         result = attempt.call(inputs_and_labels, case.inputs)
         parts = _parts(attempt, inputs_and_labels, result, "the inputs and the labels")
-        expected = _inputs_and_labels(**case.inputs)
+        expected, target = _inputs_and_labels(**case.inputs), case.inputs["target"]
         for part in parts:
-            if isinstance(part, Tensor) and part.shape == case.inputs["target"].shape:
+            if isinstance(part, Tensor) and part.shape == target.shape:
                 attempt.fail(
                     "inputs or labels are as long as the target. One token is never read, and "
                     "another is never asked for: which?",
+                    inputs_and_labels,
+                )
+            if isinstance(part, Tensor) and part.is_floating_point():
+                attempt.fail(
+                    f"ids came in as {_short(target.dtype)} and go out as {_short(part.dtype)}: "
+                    "which word has the number 2.5? Whoever looks words up wants integers.",
                     inputs_and_labels,
                 )
         got = [
@@ -286,6 +297,7 @@ def check_teacher_forcing(
         outcomes.append(Outcome.of(case, _inputs_and_labels, torch.stack(got)))
     attempt.judge(inputs_and_labels, outcomes, _SHIFT_MISTAKES)
     attempt.verify(masked_loss, _LOSS_CASES, _masked_loss, _LOSS_MISTAKES)
+    attempt.gradient(masked_loss, _LOSS_CASES[0].inputs, "logits")
 
 
 # 3.4 ---------------------------------------------------------------------------------
@@ -361,11 +373,16 @@ def check_beam_search(attempt: Attempt, beam_search: Callable[..., list[int]]) -
                 beam_search,
             )
         if len(result) > max_len:
-            attempt.fail(f"it wrote {len(result)} tokens; max_len was {max_len}.", beam_search)
+            attempt.fail(
+                f"it wrote {len(result)} tokens; max_len was {max_len}. Does the loop end in time, "
+                "and does each child get a list of its own?",
+                beam_search,
+            )
         outcomes.append(Outcome.of(case, _beam_search, _ids(result, max_len)))
     if past_the_end and any(not torch.equal(o.got, o.expected) for o in outcomes):
         attempt.fail(_EXTENDED, beam_search)
-    attempt.judge(beam_search, outcomes, _BEAM_MISTAKES)
+    note = "(-1 stands where a sentence is over.)"
+    attempt.judge(beam_search, outcomes, _BEAM_MISTAKES, note=note)
 
 
 # 3.7 ---------------------------------------------------------------------------------
@@ -390,7 +407,7 @@ def check_additive_backward(
 
 
 class _Allocations(TorchDispatchMode):
-    """Every tensor that PyTorch makes meanwhile.
+    """Every tensor that PyTorch makes meanwhile, and whether it computes a kernel's tanh.
 
     New ones get a guarded end, where a store that goes too far does no harm, and what would
     come uninitialised is filled with NaN.
@@ -399,11 +416,13 @@ class _Allocations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.made: list[Tensor] = []
+        self.tanh = False
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **(kwargs or {}))
+        self.tanh |= any(word in str(function) for word in ("tanh", "sigmoid", "aten.exp."))
         # The interpreter makes copies of memory, too, but as bytes.
         if isinstance(result, Tensor) and result.is_floating_point() and result.numel():
             if "empty" in str(function):
@@ -430,8 +449,8 @@ def check_weight_gradient(
     if _is_stub_kernel(kernel):
         with attempt.watching(kernel, {}):
             raise NotImplementedError
-    outcomes = []
-    for case in _GRADIENT_CASES:
+
+    def outcome(case: Case) -> Outcome:
         (n, m), h = case.inputs["slope"].shape, case.inputs["query"].shape[1]
         seen = f"Seen with {n} queries, {m} keys, {h} hidden units, block = {case.inputs['block']}."
         given = {k: guard(v, device) for k, v in case.inputs.items() if isinstance(v, Tensor)}
@@ -443,6 +462,9 @@ def check_weight_gradient(
             attempt.fail(f"{_TANH_STORED.format(largest)}\n{seen}", weight_gradient)
         inputs = [guarded.tensor for guarded in given.values()]
         _look_at(attempt, kernel, accesses, [*inputs, *allocations.made], seen)
+        look_at_inputs(attempt, weight_gradient, list(given.values()), seen)
+        if allocations.tanh:
+            attempt.fail(f"{_TANH_OUTSIDE}\n{seen}", weight_gradient)
         if isinstance(result, Tensor) and result.ndim == 2 and result.shape[1] == h:
             attempt.fail(
                 f"it returned shape {list(result.shape)}: the parts of the programs, still apart. "
@@ -452,8 +474,9 @@ def check_weight_gradient(
         got = attempt.tensor(weight_gradient, result, [h], describe(case.inputs))
         if bool(got.isnan().any()):
             attempt.fail(f"the answer is NaN. {_FROM_NAN}\n{seen}", weight_gradient)
-        outcomes.append(Outcome.of(case, _weight_gradient, got))
-    attempt.judge(weight_gradient, outcomes, _GRADIENT_MISTAKES)
+        return Outcome.of(case, _weight_gradient, got)
+
+    attempt.judge_each(weight_gradient, _GRADIENT_CASES, outcome, _GRADIENT_MISTAKES)
 
 
 def _look_at(
@@ -469,6 +492,14 @@ def _look_at(
         )
     if accesses.outside(*(tensor for tensor in known if tensor.is_contiguous())):
         attempt.fail(f"{_OUTSIDE}\n{seen}", kernel)
+    spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in known]
+    stored = {address for _, addresses in accesses.stores for address in addresses}
+    if any(not any(start <= a < stop for start, stop in spans) for a in stored):
+        attempt.fail(
+            "a program writes past the end of a tensor: which units of the tile exist, and where "
+            f"do you tell `tl.store`?\n{seen}",
+            kernel,
+        )
     owner: dict[int, tuple[int, ...]] = {}
     for program, addresses in accesses.stores:
         for address in addresses:
@@ -476,10 +507,3 @@ def _look_at(
             if first != program:
                 numbers = [p if any(p[1:]) else p[0] for p in (first, program)]
                 attempt.fail(f"{_RACE.format(*numbers)}\n{seen}", kernel)
-    spans = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in known]
-    if any(not any(start <= a < stop for start, stop in spans) for a in owner):
-        attempt.fail(
-            "a program writes past the end of a tensor: which units of the tile exist, and where "
-            f"do you tell `tl.store`?\n{seen}",
-            kernel,
-        )

@@ -149,6 +149,16 @@ class Suspect(nn.Module):
         return "a translator"
 
 
+class _Hesitant(Suspect):
+    """Its first and its last word are the same, whatever the source."""
+
+    def forward(self, source: Tensor, source_lens: Tensor, target_input: Tensor) -> Tensor:
+        """As in ``Suspect``."""
+        logits = super().forward(source, source_lens, target_input)
+        logits[:, [0, -1]] = 0
+        return logits
+
+
 def _sentences(
     source_lens: Sequence[int], target_lens: Sequence[int], seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,6 +190,12 @@ def _suspected(fault: str, source_lens: list[int], target_lens: list[int], seed:
     return Case(name, inputs | {"target_input": target_input})
 
 
+def _hesitant(source_lens: list[int], target_lens: list[int], seed: int) -> Case:
+    case = _suspected("sound", source_lens, target_lens, seed)
+    inputs = case.inputs | {"model": _Hesitant("sound", seed)}
+    return Case("a translator whose first and last word are always the same", inputs)
+
+
 _MATTERS_CASES = (
     _suspected("mask missing", [5, 3, 2], [4, 4, 4], 11),
     _suspected("sound", [6, 4, 2, 5], [3, 6, 4, 2], 12),
@@ -187,6 +203,7 @@ _MATTERS_CASES = (
     _suspected("eos cut", [5, 2, 4], [2, 5, 3], 14),
     _suspected("sound", [4], [3], 15),
     _suspected("sound", [9, 9, 8], [3, 5, 4], 16),
+    _hesitant([5, 3], [4, 4], 17),
 )
 
 
@@ -208,9 +225,9 @@ def _inputs_and_labels(target: Tensor) -> Tensor:
 _SHIFT_CASES = (_targets([6, 4, 3], 21), _targets([5], 22), _targets([2, 3], 23))
 
 
-def _scored(lens: list[int], vocab: int, pad: int, seed: int) -> dict[str, Any]:
+def _scored(lens: list[int], vocab: int, pad: int, seed: int, scale: float = 2.0) -> dict[str, Any]:
     """Logits and labels of sentences with so many labels, <eos> included."""
-    logits = 2 * _random(seed)(len(lens), max(lens), vocab)
+    logits = scale * _random(seed)(len(lens), max(lens), vocab)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(1, vocab, logits.shape[:2], generator=generator)
     labels[labels == pad] = 0  # a word, where padding has another id
@@ -231,22 +248,28 @@ _LOSS_CASES = (
     Case("sentences of like length", _scored([4, 3], 5, 0, 25)),
     Case("padding that has another id than 0", _scored([3, 5], 6, 4, 26)),
     Case("no padding at all", _scored([3, 3], 4, 0, 27)),
+    Case("large logits", _scored([4, 2], 5, 0, 28, scale=2000.0)),
 )
 
 
 # 3.4 ---------------------------------------------------------------------------------
 
 
-def _memory(lens: list[int], key_len: int, query_len: int, seed: int) -> dict[str, Any]:
-    """Queries, keys, values and who may attend to what, for a batch of these lengths."""
+def _memory(
+    lens: list[int], key_len: int, query_len: int, seed: int, causal: bool = False
+) -> dict[str, Any]:
+    """Queries, keys, values and who may attend to what, for a batch of these lengths.
+
+    If ``causal``, query i may attend to the first i + 1 of its sentence's keys alone.
+    """
     random, hidden, value_dim = _random(seed), 3, 4
-    allowed = torch.arange(key_len) < torch.tensor(lens)[:, None, None]
+    allowed = (torch.arange(key_len) < torch.tensor(lens)[:, None, None]).repeat(1, query_len, 1)
     return {
-        "query": random(len(lens), query_len, hidden),
-        "key": random(len(lens), key_len, hidden),
-        "value": random(len(lens), key_len, value_dim) + 2,
-        "weight": random(hidden),
-        "allowed": allowed.expand(-1, query_len, -1).clone(),
+        "query": random(len(lens), query_len, hidden).float(),
+        "key": random(len(lens), key_len, hidden).float(),
+        "value": random(len(lens), key_len, value_dim).float() + 2,
+        "weight": random(hidden).float(),
+        "allowed": allowed.tril() if causal else allowed,
     }
 
 
@@ -268,6 +291,7 @@ _UNIFORM_CASES = (
     Case("no padding", _memory([4, 4], 4, 3, 32)),
     Case("more queries than keys", _memory([2, 3], 3, 6, 33)),
     Case("a sentence that may attend to nothing", _memory([3, 0], 4, 2, 34)),
+    Case("queries that may attend to different keys", _memory([5, 3], 5, 4, 35, causal=True)),
 )
 
 
@@ -304,6 +328,7 @@ _SENTENCES = {
     "a prediction that is too long": ("le chat noir a a mangé la la pomme", "le chat a mangé"),
     "no word in common": ("je suis ici", "il est calme ."),
     "the reference itself": ("deux pommes rouges .", "deux pommes rouges ."),
+    "a prediction that goes on": ("le chat dort bien ici", "le chat dort"),
     "words in another order": ("pommes deux le chat mange rouges", "le chat mange deux pommes"),
 }
 
@@ -327,6 +352,8 @@ _BLEU_CASES = (
     _texts("no word in common", k=2),
     _texts("the reference itself", k=4),
     _texts("a prediction that is too short", k=5),
+    _texts("a prediction that goes on", k=3),
+    _texts("a prediction that goes on", k=4),
     Case("nothing predicted", {"predicted": [], "reference": ["oui", "."], "k": 2}),
 )
 
@@ -436,6 +463,9 @@ _BEAM_CASES = (
         "a short limit", 205, vocab=5, width=3, max_len=5, penalty=1.0, sharpness=1.2, ending=0.3
     ),
     _table("one beam, which is greedy", 394, vocab=4, width=1, max_len=5, penalty=0.5),
+    _table("an end that counts", 15, vocab=4, width=3, max_len=5, penalty=1.0, ending=0.5),
+    _table("early ends", 39, vocab=4, width=3, max_len=5, penalty=1.0, ending=0.5),
+    _table("more places than tokens", 7, vocab=3, width=5, max_len=4, penalty=0.5),
 )
 
 
@@ -447,11 +477,11 @@ def _attention_inputs(
 ) -> dict[str, Any]:
     random = _random(seed)
     return {
-        "query": random(query_len, hidden),
-        "key": random(key_len, hidden),
-        "value": random(key_len, value_dim),
-        "weight": 1.5 * random(hidden),
-        "grad": random(query_len, value_dim),
+        "query": random(query_len, hidden).float(),
+        "key": random(key_len, hidden).float(),
+        "value": random(key_len, value_dim).float(),
+        "weight": 1.5 * random(hidden).float(),
+        "grad": random(query_len, value_dim).float(),
     }
 
 

@@ -6,6 +6,7 @@ A mistake is the formula that it computes, and the message that names it.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ from attn_course.exercises.seq2seq_cases import (
     Pieces,
     Suspect,
     _attend,
+    _beam_search,
     _bleu,
     _brevity,
     _decoder_step,
@@ -80,6 +82,13 @@ def _unscored(
     return torch.einsum("bj,bjd->bd", scores, memory)
 
 
+def _unaligned(
+    state: Tensor, token: Tensor, last_context: Tensor, keys: Tensor, memory: Tensor, pieces: Pieces
+) -> Tensor:
+    scores = (pieces.W_q(state) + keys).tanh() @ pieces.w_v
+    return torch.einsum("bj,bjd->bd", scores.softmax(1), memory)
+
+
 _CONTEXT_MISTAKES = (
     Mistake(
         "the query is made of the state after the update. Bahdanau's decoder looks the source "
@@ -109,6 +118,12 @@ _CONTEXT_MISTAKES = (
                 "bj,bjd->bd", (keys @ pieces.w_v).softmax(1), memory
             ),
         ),
+    ),
+    Mistake(
+        "queries [batch, hidden] and keys [batch, source_len, hidden] are added as they are: the "
+        "batch then meets the source tokens, and where the two are as many nothing raises. Which "
+        "axis does a query lack?",
+        (_unaligned,),
     ),
 )
 
@@ -173,6 +188,10 @@ def _probed(
     return answer
 
 
+def _other_word(column: Tensor) -> Tensor:
+    return torch.where(column == 3, 4, 3)
+
+
 def _set_to(token: int) -> Callable[[Tensor], Tensor]:
     return lambda column: torch.full_like(column, token)
 
@@ -183,7 +202,7 @@ def _counted(model: Suspect, source: Tensor, source_lens: Tensor, target_input: 
 
 _MATTERS_MISTAKES = (
     Mistake(
-        "tokens are replaced by padding, and so padding is replaced by padding: where nothing "
+        "padding is left out, or padding is replaced by padding. Where nothing "
         "changes, nothing can leak. Which ids could you write there instead?",
         (_probed(_set_to(PAD)),),
     ),
@@ -191,9 +210,23 @@ _MATTERS_MISTAKES = (
         "one answer is given for the whole batch. Whether a position is padding differs from "
         "sentence to sentence: over which axes of [batch, target_len, vocab] may you ask any()?",
         (
-            _probed(lambda c: torch.where(c == 3, 4, 3), lambda moved: moved.any()),
-            _probed(lambda c: torch.where(c == 3, 4, 3), lambda moved: moved.all()),
+            _probed(_other_word, lambda moved: moved.any()),
+            _probed(_other_word, lambda moved: moved.all()),
         ),
+    ),
+    Mistake(
+        "only a part of a sentence's logits is looked at, or all of them have to move. Here some "
+        "words stay the same whatever the source: when has a sentence's answer moved?",
+        (
+            _probed(_other_word, lambda moved: moved.flatten(1).all(1)),
+            _probed(_other_word, lambda moved: moved[:, 0].any(1)),
+            _probed(_other_word, lambda moved: moved[:, -1].any(1)),
+        ),
+    ),
+    Mistake(
+        "everything matters, to every model: changes pile up. Does each round of your loop begin "
+        "with the sentence as it was given?",
+        (lambda **given: torch.ones_like(_matters(**given)),),
     ),
     Mistake(
         "the table shows what does not matter: True is to stand where the logits change.",
@@ -246,6 +279,17 @@ _SHIFT_MISTAKES = (
     ),
 )
 
+
+def _mean_of(log_p: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Minus the mean over all labels, if these were the logarithms of the probabilities."""
+
+    def answer(logits: Tensor, labels: Tensor, pad: int) -> Tensor:
+        each = log_p(logits).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        return -each[labels != pad].mean()
+
+    return answer
+
+
 _LOSS_MISTAKES = (
     Mistake(
         "the mean runs over the padding as well. How good is a model that has learned to predict "
@@ -270,7 +314,7 @@ _LOSS_MISTAKES = (
     ),
     Mistake(
         "each sentence is averaged by itself, and then the averages are: a word of a short "
-        "sentence counts more than one of a long sentence. The docstring asks for the mean over "
+        "sentence counts more than one of a long sentence. The exercise asks for the mean over "
         "all labels.",
         (
             lambda logits, labels, pad: (
@@ -297,6 +341,26 @@ _LOSS_MISTAKES = (
     Mistake(
         "only the padding counts: your mask is the wrong way round.",
         (lambda logits, labels, pad: _each_loss(logits, labels)[labels == pad].mean(),),
+    ),
+    Mistake(
+        "these are not yet logarithms of probabilities. Which function makes them of logits?",
+        (_mean_of(lambda logits: logits), _mean_of(lambda logits: logits.softmax(-1))),
+    ),
+    Mistake(
+        "the probabilities sum to one over the steps, or over the batch. Along which axis of "
+        "[batch, len, vocab] do the words lie that a step chooses among?",
+        (
+            _mean_of(lambda logits: logits.log_softmax(1)),
+            _mean_of(lambda logits: logits.log_softmax(0)),
+        ),
+    ),
+    Mistake(
+        "with large logits a probability is rounded to 0, or its exponential is infinite, before "
+        "the logarithm is taken. Which function takes both steps at once?",
+        (
+            _mean_of(lambda logits: logits.softmax(-1).log()),
+            _mean_of(lambda logits: logits - logits.exp().sum(-1, keepdim=True).log()),
+        ),
     ),
 )
 
@@ -363,6 +427,15 @@ _UNIFORM_WEIGHT_MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "the mask is the wrong way round: True means *may attend*.",
+        (_weights_of(lambda allowed: _even(~allowed)),),
+    ),
+    Mistake(
+        "every query of a sentence gets the mask of its first. `allowed` has an axis for the "
+        "queries: may they differ?",
+        (_weights_of(lambda allowed: _even(allowed[:, :1].expand_as(allowed))),),
+    ),
 )
 
 _UNIFORM_OUTPUT_MISTAKES = (
@@ -395,6 +468,23 @@ def _hits(predicted: list[str], reference: list[str], n: int) -> Tensor:
 def _distinct(predicted: list[str], reference: list[str], n: int) -> Tensor:
     found = _ngrams(predicted, n).keys()
     return torch.tensor(len(found & _ngrams(reference, n).keys()) / len(found)).double()
+
+
+def _stopping(past: int) -> Callable[..., Tensor]:
+    """The share, if runs begin at so many places more, or fewer, than there are."""
+
+    def answer(predicted: list[str], reference: list[str], n: int) -> Tensor:
+        found, known = (
+            Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1 + past))
+            for tokens in (predicted, reference)
+        )
+        return torch.tensor((found & known).total() / found.total(), dtype=torch.float64)
+
+    return answer
+
+
+def _to_the_end(predicted: list[str], reference: list[str], n: int) -> Tensor:
+    return _stopping(n - 1)(predicted, reference, n)
 
 
 def _recall(predicted: list[str], reference: list[str], n: int) -> Tensor:
@@ -436,6 +526,11 @@ _PRECISION_MISTAKES = (
                 _precision(predicted, reference, n) * (len(predicted) - n + 1)
             ),
         ),
+    ),
+    Mistake(
+        "the places where a run begins are miscounted: runs are missed at the end, or cut off "
+        "there. Count for a sentence of n tokens: how many runs of n has it?",
+        (_stopping(-1), _to_the_end),
     ),
 )
 
@@ -501,9 +596,14 @@ _BLEU_MISTAKES = (
         (_bleu_of(lambda shares: torch.stack(shares).prod()),),
     ),
     Mistake(
-        "the exponent is 1/n or 0.5 for every n, or off by one: for n = 1 it is 1/2, and for "
-        "n = 2 it is 1/4.",
+        "the exponent is 1/n, 1/(2n) or 0.5 for every n, or off by one: for n = 1, 2, 3 it is "
+        "1/2, 1/4, 1/8.",
         (
+            _bleu_of(
+                lambda shares: torch.stack(
+                    [p ** (1 / (2 * i + 2)) for i, p in enumerate(shares)]
+                ).prod()
+            ),
             _bleu_of(
                 lambda shares: torch.stack(
                     [p ** (1 / (i + 1)) for i, p in enumerate(shares)]
@@ -531,23 +631,15 @@ _BLEU_MISTAKES = (
             ),
         ),
     ),
+    Mistake(
+        "runs longer than the reference are left out. None of them can be right, and then the mark "
+        "is 0: whose length is the limit?",
+        (lambda predicted, reference, k: _bleu(predicted, reference, min(k, len(reference))),),
+    ),
 )
 
 
 # 3.6 ---------------------------------------------------------------------------------
-
-
-def _past_the_end(cut: bool) -> Callable[..., Tensor]:
-    """The end is a token like any other."""
-
-    def answer(log_probs: NextToken, width: int, max_len: int, penalty: float) -> Tensor:
-        beams: list[Beam] = [([], 0.0, False)]
-        for _ in range(max_len):
-            beams = _likeliest([child for beam in beams for child in _grow(log_probs, beam)], width)
-        tokens = max(beams, key=lambda beam: _rank(beam, penalty))[0]
-        return _ids(tokens[: tokens.index(0) + 1] if cut and 0 in tokens else tokens, max_len)
-
-    return answer
 
 
 def _one_child_each(first: bool) -> Callable[..., Tensor]:
@@ -606,6 +698,39 @@ def _chosen(choose: Callable[[list[Beam], list[Beam], float], Beam]) -> Callable
     return answer
 
 
+def _ranked(rank: Callable[[Beam, float], float]) -> Callable[..., Tensor]:
+    return _chosen(
+        lambda ended, beams, penalty: max([*ended, *beams], key=lambda beam: rank(beam, penalty))
+    )
+
+
+def _without_end(log_probs: NextToken, width: int, max_len: int, penalty: float) -> Tensor:
+    tokens = _beam_search(log_probs, width, max_len, penalty)
+    return torch.where(tokens == 0, -1, tokens)
+
+
+def _without_last(log_probs: NextToken, width: int, max_len: int, penalty: float) -> Tensor:
+    tokens = _beam_search(log_probs, width, max_len, penalty)
+    return _ids([int(token) for token in tokens if token >= 0][:-1], max_len)
+
+
+def _misled(sign: int = 1, summed: bool = True) -> Callable[..., Tensor]:
+    """The least likely children are kept, or those whose last token is the likeliest."""
+
+    def answer(log_probs: NextToken, width: int, max_len: int, penalty: float) -> Tensor:
+        ended: list[Beam] = []
+        beams: list[Beam] = [([], 0.0, False)]
+        for _ in range(max_len):
+            parents = beams if summed else [(ids, 0.0, over) for ids, _, over in beams]
+            grown = [child for beam in parents for child in _grow(log_probs, beam)]
+            kept = sorted(grown, key=lambda beam: -sign * beam[1])[: width - len(ended)]
+            ended += [beam for beam in kept if beam[2]]
+            beams = [beam for beam in kept if not beam[2]]
+        return _ids(max([*ended, *beams], key=lambda beam: _rank(beam, penalty))[0], max_len)
+
+    return answer
+
+
 _EXTENDED = (
     "a sentence that has ended is extended: your search asks what follows <eos>. Whatever it "
     "hears makes the sentence less likely. What should become of a sentence once its last "
@@ -613,7 +738,6 @@ _EXTENDED = (
 )
 
 _BEAM_MISTAKES = (
-    Mistake(_EXTENDED, (_past_the_end(cut=False), _past_the_end(cut=True))),
     Mistake(
         "one survivor per parent: each sentence goes on with its best next token alone, so the "
         "search is greedy, side by side. Two of the likeliest may have the same parent: out of "
@@ -657,7 +781,7 @@ _BEAM_MISTAKES = (
         ),
     ),
     Mistake(
-        "a sentence cut off at max_len is never returned, though it ranks highest: the docstring "
+        "a sentence cut off at max_len is never returned, though it ranks highest: the exercise "
         "says that it counts as it is.",
         (
             _chosen(
@@ -669,14 +793,36 @@ _BEAM_MISTAKES = (
     ),
     Mistake(
         "a sentence that has ended loses its place to open ones, which have had less time to "
-        "become unlikely. The docstring lets it keep its place: how many places are left for "
+        "become unlikely. The exercise lets it keep its place: how many places are left for "
         "the others?",
         (_competing,),
     ),
     Mistake(
-        "there are always `width` open sentences, beside those that have ended. The docstring "
+        "there are always `width` open sentences, beside those that have ended. The exercise "
         "gives `width` places to all of them together.",
         (_full_width,),
+    ),
+    Mistake(
+        "the length of a sentence is not what the exercise divides by: is the 0 at the end counted "
+        "as a token, and does ((5 + n) / 6) stand under the exponent?",
+        (
+            _ranked(lambda beam, penalty: beam[1] / ((5 + len(beam[0]) - beam[2]) / 6) ** penalty),
+            _ranked(lambda beam, penalty: beam[1] / len(beam[0]) ** penalty),
+        ),
+    ),
+    Mistake(
+        "the sentence has lost the 0 at its end, or whatever comes last. The exercise wants the "
+        "whole of it.",
+        (_without_end, _without_last),
+    ),
+    Mistake(
+        "the least likely children are kept: which way round does your list lie?",
+        (_misled(sign=-1),),
+    ),
+    Mistake(
+        "children are ranked by their last token alone: log p of a sentence is the sum over all "
+        "its tokens.",
+        (_misled(summed=False),),
     ),
 )
 
@@ -703,6 +849,7 @@ _WRONG_SLOPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": lambda p, dp: p * (dp - dp.sum(1, keepdim=True)),
     "mean": lambda p, dp: p * (dp - dp.mean(1, keepdim=True)),
     "queries": lambda p, dp: p * (dp - (p * dp).sum(0, keepdim=True)),
+    "no keepdim": lambda p, dp: p * (dp - (p * dp).sum(1)),
     "no p": lambda p, dp: dp - (p * dp).sum(1, keepdim=True),
     "none": lambda p, dp: dp,
 }
@@ -753,6 +900,11 @@ _DQUERY_MISTAKES = (
     Mistake(
         "the average that is subtracted runs over the queries. Each row has its own normaliser.",
         (_dquery(_WRONG_SLOPES["queries"]),),
+    ),
+    Mistake(
+        "the average that is subtracted has lost its axis, and `[n]` meets `[n, m]` as if it had a "
+        "number a key. Which shape must it have, to be subtracted from each row?",
+        (_dquery(_WRONG_SLOPES["no keepdim"]),),
     ),
     Mistake(
         "the softmax is only half there: dL/dscore is p times something. Where is the p?",
@@ -832,6 +984,10 @@ def _part(
     return answer
 
 
+def _whole(length: int, block: int) -> slice:
+    return slice(0, length // block * block)
+
+
 def _all_rows(length: int, block: int) -> slice:
     return slice(0, length)
 
@@ -848,6 +1004,11 @@ def _with_tanh(inner: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     return lambda query, key, slope, block: torch.einsum(
         "ij,ijh->h", slope, inner((query[:, None] + key).tanh())
     )
+
+
+def _tiled(rows: Tensor, block: int) -> Tensor:
+    """Zeros up to the end of the last tile."""
+    return torch.cat([rows, rows.new_zeros(-len(rows) % block, rows.shape[1])])
 
 
 _GRADIENT_MISTAKES = (
@@ -867,7 +1028,26 @@ _GRADIENT_MISTAKES = (
     ),
     Mistake(
         "the pairs all count alike: where do the slopes come in?",
-        (lambda query, key, slope, block: (query[:, None] + key).tanh().sum((0, 1)),),
+        (
+            lambda query, key, slope, block: (query[:, None] + key).tanh().sum((0, 1)),
+            lambda query, key, slope, block: (
+                (_tiled(query, block)[:, None] + _tiled(key, block)).tanh().sum((0, 1))
+            ),
+        ),
+    ),
+    Mistake(
+        "the last tile is missing where it is not full: which way does your number of tiles, or of "
+        "programs, round?",
+        (_part(_whole, _all_rows), _part(_all_rows, _whole), _part(_whole, _whole)),
+    ),
+    Mistake(
+        "the slopes are read as if they lay transposed: where in memory is the one of query i and "
+        "key j?",
+        (
+            lambda query, key, slope, block: _part(_all_rows, _all_rows)(
+                query, key, slope.reshape(slope.T.shape).T, block
+            ),
+        ),
     ),
     Mistake(
         "this sums the derivative of tanh. How does a score change with w_h, everything else held "
@@ -895,7 +1075,13 @@ _OUTSIDE = (
 
 _FROM_NAN = (
     "The check fills with NaN what `torch.empty` hands out, and what lies behind the end of the "
-    "inputs: is a slot read that no program wrote, or a lane that holds no row?"
+    "inputs, and the lanes that a load's mask leaves out, if no other= says what they hold. Is a "
+    "slot read that no program wrote, or a lane that holds no row?"
+)
+
+_TANH_OUTSIDE = (
+    "PyTorch computes tanh. That is the kernel's part: what it stores is to be put together, and "
+    "no pair of query and key looked at again."
 )
 
 _RACE = (

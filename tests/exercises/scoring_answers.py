@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -79,7 +80,12 @@ def _(scores, value):
     return scores.softmax(-1).transpose(1, 2) @ value
 
 
-@axis("the weights returned", "returned shape [2, 3, 6]; expected [2, 3, 2]")
+@axis("the weights returned", "these are the weights themselves")
+def _(scores, value):
+    return scores.softmax(-1)
+
+
+@axis("a shape that one case lets through", "returned shape [2, 3, 6]; expected [2, 3, 2]")
 def _(scores, value):
     return scores.softmax(-1) @ value if scores.shape[1] == 4 else scores.softmax(-1)
 
@@ -188,6 +194,11 @@ def _(scores, allowed):
     return weights * allowed.any(-1, keepdim=True)
 
 
+@masked("a finite constant, hidden keys cleared", "hidden keys win")
+def _(scores, allowed):
+    return scores.masked_fill(~allowed, -1e4).softmax(-1) * allowed
+
+
 @masked("minus infinity added", "a hidden score that is NaN leaks")
 def _(scores, allowed):
     bias = torch.zeros_like(scores).masked_fill(~allowed, -math.inf)
@@ -262,12 +273,25 @@ def softmax_lists(scores: Tensor, allowed: Tensor) -> Tensor:
     return torch.tensor(rows, dtype=scores.dtype)
 
 
+masked("lists of numbers", "they have no gradient by `scores`")(softmax_lists)
+
+
+@masked("detached", "they have no gradient by `scores`")
+def _(scores, allowed):
+    return softmax_safe(scores.detach(), allowed)
+
+
+@masked("no_grad", "they have no gradient by `scores`")
+@torch.no_grad()
+def _(scores, allowed):
+    return softmax_safe(scores, allowed)
+
+
 RIGHT["2.2"] = [
     ("by hand, in the precision given", [softmax_safe]),
     ("NaN repaired afterwards", [softmax_repaired]),
     ("row by row, allowed keys alone", [softmax_rows]),
     ("the package", [softmax_package]),
-    ("lists of numbers, without a gradient", [softmax_lists]),
 ]
 
 
@@ -335,6 +359,12 @@ def _(query, key, width):
 def _(query, key, width):
     left = -(torch.cdist(query, key) ** 2) / (2 * width**2)
     return (left.softmax(1) - (left + _sq(query)[:, None]).softmax(1)).abs().max()
+
+
+@cost("both softmaxes over the queries", "this is zero, whatever the keys")
+def _(query, key, width):
+    products = query @ key.T / width**2
+    return (products.softmax(0) - (products - _sq(key) / (2 * width**2)).softmax(0)).abs().max()
 
 
 @cost("scores compared", "scores are compared, not weights")
@@ -494,7 +524,16 @@ def scale_by_log(dim: int, query_std: float, key_std: float) -> float:
     return math.exp(-0.5 * math.log(dim) - math.log(query_std) - math.log(key_std))
 
 
-RIGHT["2.4"] = [("a sum of squares; logarithms", [variance_by_sampling, scale_by_log])]
+RIGHT["2.4"] = [
+    ("a sum of squares; logarithms", [variance_by_sampling, scale_by_log]),
+    (
+        "numbers of NumPy",
+        [
+            lambda dim, query_std, key_std: np.float32(dim * (query_std * key_std) ** 2),
+            lambda dim, query_std, key_std: np.float32(dim**-0.5 / (query_std * key_std)),
+        ],
+    ),
+]
 
 
 # 2.5 ---------------------------------------------------------------------------------
@@ -549,7 +588,15 @@ def _(weights, grad):
     return weights * grad - (weights * grad).sum(-1, keepdim=True)
 
 
-@back("the sum loses its axis", "raised RuntimeError at the line `return weights * (grad - mean)`")
+@back("the sum loses its axis", "the sum loses its axis, and")
+def _(weights, grad):
+    return weights * (grad - (weights * grad).sum(-1))
+
+
+@back(
+    "the sum loses its axis in one case",
+    "raised RuntimeError at the line `return weights * (grad - mean)`",
+)
 def _(weights, grad):
     mean = (weights * grad).sum(-1)
     mean = mean[:, None] if weights.shape[0] == weights.shape[1] else mean
@@ -715,6 +762,18 @@ def _(attend, query, key, value):
     return torch.allclose(one, attend(query + 1, key, torch.randn_like(value)), atol=1e-5)
 
 
+@ignores("the mean compared", "at a part of the outputs, or at their mean")
+def _(attend, query, key, value):
+    one, other = attend(query, key, value), attend(query.flip(1) + 1, key, value)
+    return bool((one.mean() - other.mean()).abs() < 1e-5)
+
+
+@ignores("the first number compared", "at a part of the outputs, or at their mean")
+def _(attend, query, key, value):
+    one, other = attend(query, key, value), attend(query.flip(1) + 1, key, value)
+    return bool((one - other)[0, 0].abs() < 1e-5)
+
+
 @ignores("the same query twice", "every call of `attend` gets the same query")
 def _(attend, query, key, value):
     return torch.allclose(attend(query, key, value), attend(query.clone(), key, value))
@@ -768,7 +827,15 @@ def ignores_many(attend: Any, query: Tensor, key: Tensor, value: Tensor) -> Tens
     return torch.stack(moved).abs().max() < 1e-4
 
 
+def ignores_numpy(attend: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
+    """One query alone is changed; a boolean of NumPy."""
+    other = query.clone()
+    other[0] = query[0].flip(0) + 1
+    return np.all((attend(query, key, value) - attend(other, key, value)).abs().numpy() < 1e-5)
+
+
 RIGHT["2.6"] = [
+    ("a boolean of NumPy", [activated_pairs, ignores_numpy]),
     ("two loops; the Jacobian", [activated_pairs, ignores_by_gradient]),
     ("einsum; several changes", [activated_einsum, ignores_many]),
 ]
@@ -884,6 +951,59 @@ def _leak(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr
     tl.store(o_ptr + i * KEY_LEN + offs, out, mask=offs < KEY_LEN)
 
 
+@row("gradients without other=", "a load has a mask and no other=")
+@triton.jit
+def _bare_gradients(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0)
+    offs = tl.arange(0, BLOCK)
+    valid = offs < tl.load(l_ptr + i)
+    a = tl.load(s_ptr + i * KEY_LEN + offs, mask=valid, other=0.0)
+    g = tl.load(g_ptr + i * KEY_LEN + offs, mask=valid)
+    p = _weights(a, valid)
+    out = p * (g - tl.sum(p * g, 0))
+    tl.store(o_ptr + i * KEY_LEN + offs, out, mask=offs < KEY_LEN)
+
+
+@row("gradients without other=, padding cleared", "a load has a mask and no other=")
+@triton.jit
+def _bare_cleared(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0)
+    offs = tl.arange(0, BLOCK)
+    valid = offs < tl.load(l_ptr + i)
+    a = tl.load(s_ptr + i * KEY_LEN + offs, mask=valid, other=0.0)
+    g = tl.load(g_ptr + i * KEY_LEN + offs, mask=valid)
+    p = _weights(a, valid)
+    out = tl.where(valid, p * (g - tl.sum(p * g, 0)), 0.0)
+    tl.store(o_ptr + i * KEY_LEN + offs, out, mask=offs < KEY_LEN)
+
+
+@row("one key too many", "one lane too many counts as a key")
+@triton.jit
+def _one_more(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0)
+    offs = tl.arange(0, BLOCK)
+    valid = offs <= tl.load(l_ptr + i)
+    a = tl.load(s_ptr + i * KEY_LEN + offs, mask=valid, other=0.0)
+    g = tl.load(g_ptr + i * KEY_LEN + offs, mask=valid, other=0.0)
+    p = _weights(a, valid)
+    out = p * (g - tl.sum(p * g, 0))
+    tl.store(o_ptr + i * KEY_LEN + offs, out, mask=offs < KEY_LEN)
+
+
+@row("weights stored over the scores", "an input is not what it was")
+@triton.jit
+def _overwritten(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.program_id(0)
+    offs = tl.arange(0, BLOCK)
+    valid = offs < tl.load(l_ptr + i)
+    a = tl.load(s_ptr + i * KEY_LEN + offs, mask=valid, other=0.0)
+    g = tl.load(g_ptr + i * KEY_LEN + offs, mask=valid, other=0.0)
+    p = _weights(a, valid)
+    tl.store(s_ptr + i * KEY_LEN + offs, p, mask=valid)
+    out = p * (g - tl.sum(p * g, 0))
+    tl.store(o_ptr + i * KEY_LEN + offs, out, mask=offs < KEY_LEN)
+
+
 @row("diagonal only", "only the diagonal is there")
 @triton.jit
 def _diagonal(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
@@ -931,7 +1051,7 @@ def _forwards(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.const
     tl.store(o_ptr + i * KEY_LEN + offs, _weights(a, valid), mask=offs < KEY_LEN)
 
 
-@row("padding not written", "is never written")
+@row("padding not written", "before is still there")
 @triton.jit
 def _not_written(s_ptr, g_ptr, l_ptr, o_ptr, KEY_LEN: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.program_id(0)

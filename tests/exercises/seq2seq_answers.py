@@ -105,13 +105,31 @@ def _(state, token, last_context, keys, memory, pieces):
     return pieces.rnn(torch.cat([context, token], 1), state)
 
 
-@step("averages the keys", "Which axis")
+@step("keys not aligned with the query", "are added as they are")
+def _(state, token, last_context, keys, memory, pieces):
+    scores = torch.tanh(pieces.W_q(state) + keys) @ pieces.w_v
+    context = (scores.softmax(1)[..., None] * memory).sum(1)
+    return context, pieces.rnn(torch.cat([context, token], 1), state)
+
+
+@step("no new state", "as the new state it returned None.")
+def _(state, token, last_context, keys, memory, pieces):
+    return _read(pieces.W_q(state), keys, memory, pieces), None
+
+
+@step("exchanged", "Are the parts in the right order?")
+def _(state, token, last_context, keys, memory, pieces):
+    context = _read(pieces.W_q(state), keys, memory, pieces)
+    return pieces.rnn(torch.cat([context, token], 1), state), context
+
+
+@step("averages the keys", "Are the parts in the right order?")
 def _(state, token, last_context, keys, memory, pieces):
     context = _read(pieces.W_q(state), keys, keys, pieces)
     return context, state
 
 
-@step("nothing returned", "returned None")
+@step("nothing returned", "is the `return` missing?")
 def _(state, token, last_context, keys, memory, pieces):
     _read(pieces.W_q(state), keys, memory, pieces)
 
@@ -150,6 +168,39 @@ def _(*given):
 def _(*given):
     table = _moved(*given, lambda x: (x + 1) % 10).any(-1).any(-1)
     return table.any(0).expand_as(table)
+
+
+@probe("padding left out", "padding is replaced by padding")
+def _(model, source, source_lens, target_input):
+    table = _moved(model, source, source_lens, target_input, lambda x: (x + 1) % 10)
+    inside = torch.arange(source.shape[1]) < source_lens[:, None]
+    return table.any(-1).any(-1) & inside
+
+
+@probe("all logits have to move", "a part of a sentence's logits")
+def _(*given):
+    return _moved(*given, lambda x: (x + 1) % 10).all(-1).all(-1)
+
+
+@probe("the first step's logits", "a part of a sentence's logits")
+def _(*given):
+    return _moved(*given, lambda x: (x + 1) % 10)[:, :, 0].any(-1)
+
+
+@probe("the last step's logits", "a part of a sentence's logits")
+def _(*given):
+    return _moved(*given, lambda x: (x + 1) % 10)[:, :, -1].any(-1)
+
+
+@probe("changes that pile up", "changes pile up")
+def _(model, source, source_lens, target_input):
+    before, changed = model(source, source_lens, target_input), source.clone()
+    columns = []
+    for j in range(source.shape[1]):
+        changed[:, j] = (source[:, j] + 1) % 10
+        after = model(changed, source_lens, target_input)
+        columns.append(((after - before).abs() > 1e-6).flatten(1).any(1))
+    return torch.stack(columns, 1)
 
 
 @probe("always the same token", "by the same id")
@@ -209,7 +260,14 @@ def one_sentence_at_a_time(model, source, source_lens, target_input):
     return table
 
 
-RIGHT["3.2"] = [("one sentence at a time", [one_sentence_at_a_time, says()])]
+def ones_and_zeros(*given):
+    return _moved(*given, lambda x: 9 - x).any(-1).any(-1).long()
+
+
+RIGHT["3.2"] = [
+    ("one sentence at a time", [one_sentence_at_a_time, says()]),
+    ("integers", [ones_and_zeros, says()]),
+]
 
 
 # 3.3 ---------------------------------------------------------------------------------
@@ -222,6 +280,9 @@ shift("unshifted, without <bos>", "the same tokens")(lambda t: (t[:, 1:], t[:, 1
 shift("shifted backwards", "shifted backwards")(lambda t: (t[:, 1:], t[:, :-1]))
 shift("whole target as input", "as long as the target")(lambda t: (t, t[:, 1:]))
 shift("labels alone", "expected two tensors, the inputs and the labels")(lambda t: t[:, 1:])
+
+
+shift("numbers for ids", "which word has the number 2.5")(lambda t: (t[:, :-1].float(), t[:, 1:]))
 
 
 def _losses(logits, labels):
@@ -246,6 +307,32 @@ scored("sign", "when the right word becomes likelier")(
 )
 scored("padding is 0", "what is `pad` for")(lambda y, t, pad: _losses(y, t)[t != 0].mean())
 scored("mask inverted", "only the padding counts")(lambda y, t, pad: _losses(y, t)[t == pad].mean())
+
+
+def _mean_of(log_p):
+    """A loss of whatever is taken for the logarithms of probabilities."""
+
+    def loss(y, t, pad):
+        return -log_p(y).gather(-1, t[..., None])[..., 0][t != pad].mean()
+
+    return loss
+
+
+scored("no log_softmax", "not yet logarithms of probabilities")(_mean_of(lambda y: y))
+scored("no logarithm", "not yet logarithms of probabilities")(_mean_of(lambda y: y.softmax(-1)))
+scored("over the steps", "sum to one over the steps")(_mean_of(lambda y: y.log_softmax(1)))
+scored("logarithm afterwards", "before the logarithm is taken")(
+    _mean_of(lambda y: y.softmax(-1).log())
+)
+scored("plain exponentials", "before the logarithm is taken")(
+    _mean_of(lambda y: y - y.exp().sum(-1, keepdim=True).log())
+)
+scored("a plain number", "they have no gradient by `logits`")(
+    lambda y, t, pad: _mean_of(lambda y: y.log_softmax(-1))(y, t, pad).item()
+)
+scored("detached", "they have no gradient by `logits`")(
+    lambda y, t, pad: _mean_of(lambda y: y.detach().log_softmax(-1))(y, t, pad)
+)
 scored("one loss for each label", "Which axis")(lambda y, t, pad: _losses(y, t)[t != pad])
 
 RIGHT["3.3"] = [
@@ -322,6 +409,23 @@ def _(query, key, value, weight, allowed):
     return value.mean(1, keepdim=True).expand(-1, query.shape[1], -1), weights
 
 
+even("mask inverted", "True means *may attend*")(
+    _averaged(lambda allowed, v: masked_softmax(v.new_zeros(allowed.shape), ~allowed))
+)
+even("the first query's mask", "gets the mask of its first")(
+    _averaged(
+        lambda allowed, v: masked_softmax(
+            v.new_zeros(allowed.shape), allowed[:, :1].expand_as(allowed)
+        )
+    )
+)
+
+
+@even("exchanged", "Are the parts in the right order?")
+def _(query, key, value, weight, allowed):
+    return even_by_count(query, key, value, weight, allowed)[::-1]
+
+
 @even("output alone", "expected two tensors, the output and the weights")
 def _(query, key, value, weight, allowed):
     return masked_softmax(value.new_zeros(allowed.shape), allowed) @ value
@@ -336,7 +440,18 @@ def even_by_weight(query, key, value, weight, allowed):
     return additive_attention(query, key, value, weight * 0, allowed=allowed)
 
 
-RIGHT["3.4"] = [("a count", [even_by_count]), ("w_v of zeros", [even_by_weight])]
+def even_in_floats(query, key, value, weight, allowed):
+    """Single precision, whatever came: it is what comes."""
+    weights = torch.zeros(allowed.shape) + allowed.float()
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+    return weights @ value, weights
+
+
+RIGHT["3.4"] = [
+    ("a count", [even_by_count]),
+    ("w_v of zeros", [even_by_weight]),
+    ("single precision", [even_in_floats]),
+]
 
 
 # 3.5 ---------------------------------------------------------------------------------
@@ -372,6 +487,38 @@ share("single words", "whatever n is")(lambda p, r, n: _clipped(p, r, 1) / len(p
 share("a count", "number of n-grams that are right")(lambda p, r, n: float(_clipped(p, r, n)))
 
 
+def _counted(p, r, n, past):
+    found, known = (
+        Counter(tuple(x[i : i + n]) for i in range(len(x) - n + 1 + past)) for x in (p, r)
+    )
+    return (found & known).total() / found.total()
+
+
+share("last run missed", "are miscounted")(lambda p, r, n: _counted(p, r, n, -1))
+share("runs cut off", "are miscounted")(lambda p, r, n: _counted(p, r, n, n - 1))
+
+
+@share("reference used up", "it changes its argument `reference`. A caller's list")
+def _(predicted, reference, n):
+    """The classic clipping, on the caller's list."""
+    if n > 1:
+        return _clipped(predicted, reference, n) / len(_grams(predicted, n))
+    hits = 0
+    for token in predicted:
+        if token in reference:
+            reference.remove(token)
+            hits += 1
+    return hits / len(predicted)
+
+
+@share("prediction used up", "it changes its argument `predicted`. A caller's list")
+def _(predicted, reference, n):
+    count, hits = len(predicted) - n + 1, _clipped(predicted, reference, n)
+    while predicted:
+        predicted.pop(0)
+    return hits / count
+
+
 def _mark(combine, brevity=lambda c, r: math.exp(min(0, 1 - r / c))):
     def answer(p, r, k):
         if not p:
@@ -399,6 +546,12 @@ mark("equal exponents", "the exponents are all 1/k")(
 mark("no exponents", "multiplied without exponents")(_mark(math.prod))
 mark("exponents 1/n", "or off by one")(
     _mark(lambda shares: math.prod(p ** (1 / n) for n, p in enumerate(shares, 1)))
+)
+mark("exponents 1/(2n)", "or off by one")(
+    _mark(lambda shares: math.prod(p ** (1 / (2 * n)) for n, p in enumerate(shares, 1)))
+)
+mark("no runs longer than the reference", "runs longer than the reference")(
+    lambda p, r, k: _mark(_weighted)(p, r, min(k, len(r)))
 )
 mark("exponents one too early", "or off by one")(
     _mark(lambda shares: math.prod(p ** (0.5**n) for n, p in enumerate(shares)))
@@ -567,7 +720,95 @@ def _(log_probs, width, max_len, penalty):
     return max(ended + opened, key=_rank(penalty))[0]
 
 
-@beam("one token too many", "tokens; max_len was")
+@beam("ended ones kept open", "is extended: your search asks")
+def _(log_probs, width, max_len, penalty):
+    opened, ended = [([], 0.0)], []
+    for _ in range(max_len):
+        opened = _top(_children(log_probs, opened), width - len(ended))
+        ended += [s for s in opened if s[0][-1] == 0]
+    return max(ended + opened, key=_rank(penalty))[0]
+
+
+@beam("the end not counted", "is not what the exercise divides by")
+def _(log_probs, width, max_len, penalty):
+    ended, opened = _kept(log_probs, width, max_len)
+
+    def rank(s):
+        return s[1] / ((5 + len(s[0]) - (s[0][-1] == 0)) / 6) ** penalty
+
+    return max(ended + opened, key=rank)[0]
+
+
+@beam("divided by the plain length", "is not what the exercise divides by")
+def _(log_probs, width, max_len, penalty):
+    ended, opened = _kept(log_probs, width, max_len)
+    return max(ended + opened, key=lambda s: s[1] / len(s[0]) ** penalty)[0]
+
+
+@beam("the end cut off", "has lost the 0 at its end")
+def _(log_probs, width, max_len, penalty):
+    ended, opened = _kept(log_probs, width, max_len)
+    best = max(ended + opened, key=_rank(penalty))[0]
+    return [token for token in best if token]
+
+
+@beam("the last token cut off", "has lost the 0 at its end")
+def _(log_probs, width, max_len, penalty):
+    ended, opened = _kept(log_probs, width, max_len)
+    return max(ended + opened, key=_rank(penalty))[0][:-1]
+
+
+@beam("more children than tokens", "selected index k out of range")
+def _(log_probs, width, max_len, penalty):
+    opened, ended = [([], 0.0)], []
+    for _ in range(max_len):
+        children = []
+        for ids, total in opened:
+            best = log_probs(ids).topk(width)
+            pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            children += [([*ids, token], total + p) for token, p in pairs]
+        kept = _top(children, width - len(ended))
+        ended += [s for s in kept if s[0][-1] == 0]
+        opened = [s for s in kept if s[0][-1] != 0]
+    return max(ended + opened, key=_rank(penalty))[0]
+
+
+def _searched(log_probs, width, max_len, penalty, order, grow=_children):
+    opened, ended = [([], 0.0)], []
+    for _ in range(max_len):
+        kept = sorted(grow(log_probs, opened), key=order)[: width - len(ended)]
+        ended += [s for s in kept if s[0][-1] == 0]
+        opened = [s for s in kept if s[0][-1] != 0]
+    return max(ended + opened, key=_rank(penalty))[0]
+
+
+@beam("sorted upwards", "the least likely children are kept")
+def _(*given):
+    return _searched(*given, order=lambda s: s[1])
+
+
+@beam("the last token's probability alone", "by their last token alone")
+def _(*given):
+    def grow(log_probs, sentences):
+        return _children(log_probs, [(ids, 0.0) for ids, _ in sentences])
+
+    return _searched(*given, order=lambda s: -s[1], grow=grow)
+
+
+@beam("one list for all children", "a list of its own")
+def _(*given):
+    def grow(log_probs, sentences):
+        children = []
+        for ids, total in sentences:
+            for token, p in enumerate(log_probs(ids).tolist()):
+                ids.append(token)
+                children.append((ids, total + p))
+        return children
+
+    return _searched(*given, order=lambda s: -s[1], grow=grow)
+
+
+@beam("one token too many", "a list of its own")
 def _(log_probs, width, max_len, penalty):
     ended, opened = _kept(log_probs, width, max_len + 1)
     return max(ended + opened, key=lambda s: len(s[0]))[0]
@@ -629,6 +870,7 @@ back("sum for average", "with which weights")(
 back("average over the queries", "runs over the queries. Each row")(
     _backward(lambda p, dp: p * (dp - (p * dp).sum(0)))
 )
+back("no keepdim", "has lost its axis")(_backward(lambda p, dp: p * (dp - (p * dp).sum(1))))
 back("no p", "the softmax is only half there")(
     _backward(lambda p, dp: dp - (p * dp).sum(1, keepdim=True))
 )
@@ -679,7 +921,20 @@ def backward_in_loops(query, key, value, weight, grad):
     return dquery, dweight
 
 
-RIGHT["3.7"] = [("the softmax's Jacobian, in a loop", [backward_in_loops])]
+def backward_by_pairs(query, key, value, weight, grad):
+    """Slopes one by one, into a table of zeros."""
+    t, e = torch.tanh(query[:, None] + key), torch.zeros(len(query), len(key))
+    p = (t @ weight).softmax(1)
+    for i in range(len(query)):
+        for j in range(len(key)):
+            e[i, j] = p[i, j] * (grad[i] @ value[j] - grad[i] @ (p[i] @ value))
+    return torch.einsum("ij,ijh,h->ih", e, 1 - t**2, weight), torch.einsum("ij,ijh->h", e, t)
+
+
+RIGHT["3.7"] = [
+    ("the softmax's Jacobian, in a loop", [backward_in_loops]),
+    ("a table of zeros", [backward_by_pairs]),
+]
 
 
 # 3.8 ---------------------------------------------------------------------------------
@@ -711,11 +966,17 @@ def _flexible(
     units = tl.arange(0, BLOCK_H)
     q = _rows(q_ptr, rows, units, N, HIDDEN, KIND != "unguarded")
     total = tl.zeros([BLOCK_H], tl.float32)
-    for start in range(0, BLOCK if KIND == "first tile" else M, BLOCK):
+    stop = BLOCK if KIND == "first tile" else M // BLOCK * BLOCK if KIND == "whole tiles" else M
+    for start in range(0, stop, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         k = _rows(k_ptr, columns, units, M, HIDDEN, True)
         pairs = (rows < N)[:, None] & (columns < M)[None, :]
-        e = tl.load(e_ptr + rows[:, None] * M + columns[None, :], mask=pairs, other=0.0)
+        places = rows[:, None] * M + columns[None, :]
+        if KIND == "transposed":
+            places = columns[None, :] * N + rows[:, None]
+        e = tl.load(e_ptr + places, mask=pairs, other=0.0)
+        if KIND == "bare":
+            e = tl.load(e_ptr + places, mask=pairs)
         x = q[:, None, :] + k[None, :, :]
         t = _tanh(x)
         if KIND == "derivative":
@@ -724,6 +985,8 @@ def _flexible(
             t = x
         if KIND == "no slope":
             e = tl.where(pairs, 1.0, 0.0)
+        if KIND == "no slope, no mask":
+            e = tl.zeros([BLOCK, BLOCK], tl.float32) + 1.0
         if KIND == "last tile":
             total = tl.zeros([BLOCK_H], tl.float32)
         total += tl.sum(tl.sum(e[:, :, None] * t, 0), 0)
@@ -731,6 +994,10 @@ def _flexible(
     if KIND == "added":
         before = tl.load(out_ptr + units, mask=mine, other=0.0)
         tl.store(out_ptr + units, before + total, mask=mine)
+    elif KIND == "query overwritten":
+        inside = (rows < N)[:, None] & (units < HIDDEN)[None, :]
+        tl.store(q_ptr + rows[:, None] * HIDDEN + units[None, :], q * 0, mask=inside)
+        tl.store(out_ptr + tile * HIDDEN + units, total, mask=mine)
     elif KIND == "atomic":
         tl.atomic_add(out_ptr + units, total, mask=mine)
     elif KIND == "same slots":
@@ -748,7 +1015,9 @@ def _launch(query, key, slope, block, kind="", out=None, grid=None):
     programs = -(-n // block)
     parts = query.new_empty(programs, h) if out is None else out
     units = triton.next_power_of_2(h)
-    _flexible[(grid or programs,)](query, key, slope, parts, n, m, h, block, units, kind)
+    _flexible[(programs if grid is None else grid,)](
+        query, key, slope, parts, n, m, h, block, units, kind
+    )
     return parts
 
 
@@ -763,7 +1032,32 @@ def _shared(kind):
 part("racing additions", "two programs write to the same slot")(_shared("added"))
 part("racing atomics", "two programs write to the same slot")(_shared("atomic"))
 part("the last program wins", "two programs write to the same slot")(_shared("same slots"))
-part("parts that overlap", "two programs write to the same slot")(_faulty("overlapping"))
+part("parts that overlap", "writes past the end")(_faulty("overlapping"))
+part("programs rounded down", "the last tile is missing")(
+    lambda q, k, e, block: _launch(
+        q, k, e, block, out=q.new_empty(len(q) // block, q.shape[1]), grid=len(q) // block
+    ).sum(0)
+)
+part("tiles of keys rounded down", "the last tile is missing")(_faulty("whole tiles"))
+part("slopes transposed", "as if they lay transposed")(_faulty("transposed"))
+part("no slopes, no mask", "where do the slopes come in")(_faulty("no slope, no mask"))
+part("slopes without other=", "the answer is NaN")(_faulty("bare"))
+part("query overwritten", "an input is not what it was")(_faulty("query overwritten"))
+
+
+@part("slopes zeroed", "an input is not what it was")
+def _(query, key, slope, block):
+    answer = _launch(query, key, slope, block).sum(0)
+    slope.zero_()
+    return answer
+
+
+@part("what the kernel stores ignored", "PyTorch computes tanh")
+def _(query, key, slope, block):
+    _launch(query, key, slope, block)
+    return sum(slope[:, j] @ (query + key[j]).tanh() for j in range(len(key)))
+
+
 part("parts unsummed", "the parts of the programs, still apart")(_launch)
 part("first part alone", "this is the part of one program alone")(lambda *g: _launch(*g)[0])
 part("parts averaged", "parts are averaged")(lambda *given: _launch(*given).mean(0))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 import torch
 from nbclient import NotebookClient
@@ -17,13 +18,14 @@ from attn_course.exercises import (
     Case,
     CheckFailed,
     Mistake,
+    Outcome,
     Skipped,
     exercise,
     tl,
     triton,
     watch,
 )
-from attn_course.exercises.kernels import Words, blank, device_for, guard, look
+from attn_course.exercises.kernels import Words, blank, device_for, guard, look, look_at_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,6 +123,9 @@ def test_a_wrong_number_of_arguments() -> None:
     [
         (None, "returned None: is the `return` missing?"),
         ([1.0, 2.0], "returned a list; expected a tensor of shape [2]. `torch.stack`"),
+        ((1.0, 2.0), "returned a tuple; expected a tensor of shape [2]."),
+        (torch.ones(2).max(0), "returned a tuple; expected"),
+        (7, "returned an int; expected"),
         (3.0, "returned a float; expected a tensor of shape [2]."),
         (torch.ones(2, 1), "returned shape [2, 1]; expected [2], for x [2] = [1, 2], scale = 2."),
         (torch.tensor([2, 4]), "returned int64; expected floating-point numbers"),
@@ -131,7 +136,9 @@ def test_type_and_shape_come_before_numbers(result: Any, fragment: str) -> None:
     assert fragment in message(lambda x, scale: result)
 
 
-@pytest.mark.parametrize("form", [float, lambda y: y, lambda y: y[None], lambda y: y.double()])
+@pytest.mark.parametrize(
+    "form", [float, lambda y: y, lambda y: np.float32(y), lambda y: y[None], lambda y: y.double()]
+)
 def test_one_number_may_come_in_any_form(form: Any) -> None:
     check_total(lambda x, scale: form((x * scale).sum()))
 
@@ -139,6 +146,8 @@ def test_one_number_may_come_in_any_form(form: Any) -> None:
 def test_one_number_must_be_one() -> None:
     assert "returned shape [2]; expected []" in message(lambda x, scale: x, check_total)
     assert "returned a bool" in message(lambda x, scale: True, check_total)
+    text = message(lambda x, scale: [3.0], check_total)
+    assert text.endswith("returned a list; expected a number.")
 
 
 def test_a_result_instead_of_a_function() -> None:
@@ -174,8 +183,48 @@ def test_a_mistake_must_explain_every_case_if_one_can() -> None:
     assert "is ignored" in message(lambda x, scale: x, check)
 
 
-def test_a_mistake_that_explains_the_first_case_is_better_than_none() -> None:
-    assert "is ignored" in message(lambda x, scale: x if len(x) < 3 else x * 0 - 8)
+def test_a_mistake_that_explains_some_cases_alone_is_not_named() -> None:
+    assert "does not know" in message(lambda x, scale: x if len(x) < 3 else x * 0 - 8)
+
+
+def test_a_list_is_a_copy_and_must_stay_as_it_was() -> None:
+    """A changed case would be wrong for every answer after this one."""
+    case = Case("two words", {"words": ["a", "b"], "n": 1})
+
+    @exercise("9.8")
+    def check(attempt: Attempt, counted: Any) -> None:
+        attempt.verify(counted, [case], lambda words, n: torch.tensor(1.0 * len(words)))
+
+    assert message(lambda words, n: float(len(words) + bool(words.pop())), check) == (
+        "Exercise 9.8, `<lambda>`: it changes its argument `words`. A caller's list is the "
+        "caller's: which of your operations works in place?"
+    )
+    assert case.inputs["words"] == ["a", "b"]
+    check(lambda words, n: float(len(words)))
+
+
+def test_a_mistake_may_raise_anything() -> None:
+    @exercise("9.9")
+    def check(attempt: Attempt, scaled: Any) -> None:
+        mistakes = [Mistake("divided.", (lambda x, scale: x * (1 / 0),)), *MISTAKES]
+        attempt.verify(scaled, CASES, lambda x, scale: x * scale, mistakes)
+
+    assert "the scale is added" in message(lambda x, scale: x + scale, check)
+
+
+def test_what_numbers_mean_can_be_noted() -> None:
+    outcome = Outcome.of(CASES[0], lambda x, scale: x * scale, torch.zeros(2).double())
+    with pytest.raises(CheckFailed, match=r"got \[0, 0\]\. \(Zero is nothing\.\)$"):
+        Attempt("9.9").judge(None, [outcome], [], note="(Zero is nothing.)")
+
+
+def test_a_gradient_is_asked_for() -> None:
+    attempt, inputs = Attempt("9.9"), CASES[0].inputs
+    double = attempt.gradient(lambda x, scale: x * scale, inputs, "x")
+    assert torch.equal(double, 2 * 4 * inputs["x"])
+    for cut in (lambda x, scale: x.detach(), lambda x, scale: x.sum().item()):
+        with pytest.raises(CheckFailed, match="they have no gradient by `x`"):
+            attempt.gradient(cut, inputs, "x")
 
 
 def test_numbers_are_judged_before_a_later_exception() -> None:
@@ -338,7 +387,7 @@ def test_a_launch_is_looked_at() -> None:
         (1, 2, 2): "not its own. Program 0 wrote output [1, 0]. Each owns its row.\nSeen here.",
         (4, 2, 2): "not its own. Program 0 wrote output [2, 0].",
         (9, 1, 2): "not its own. Program 0 wrote output 9.",
-        (0, 1, 2): "output [0, 1] is never written",
+        (0, 1, 2): "output [0, 1] is never written. Where does the program store",
     }.items():
         with pytest.raises(CheckFailed) as failure:
             looked(*arguments)
@@ -347,21 +396,47 @@ def test_a_launch_is_looked_at() -> None:
         looked(9, 1, 2, owners=4)  # nobody owns what is behind the end
 
 
+@triton.jit
+def _bare_kernel(source_ptr, target_ptr):
+    offs = tl.arange(0, 4)
+    tl.store(target_ptr + offs, tl.load(source_ptr + offs, mask=offs < 2))
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not _triton.INTERPRETED, reason="a GPU does what it likes")
+def test_a_lane_without_a_number_is_nan_if_watched() -> None:
+    target = torch.zeros(4)
+    with watch():
+        _bare_kernel[(1,)](torch.ones(4), target)
+    assert target[:2].tolist() == [1, 1] and target[2:].isnan().all()
+    _bare_kernel[(1,)](torch.ones(4), target)
+    assert target.tolist() == [1, 1, 0, 0]
+
+
+def test_inputs_of_a_launch_must_stay_as_they_were() -> None:
+    numbers, ids = guard(torch.tensor([1.0, torch.nan])), guard(torch.tensor([3, 4]))
+    look_at_inputs(Attempt("9.8"), "kernel", [numbers, ids], "Seen here.")
+    ids.tensor[0] = 5
+    with pytest.raises(CheckFailed, match="an input is not what it was"):
+        look_at_inputs(Attempt("9.8"), "kernel", [numbers, ids], "Seen here.")
+
+
 @pytest.mark.triton
 @pytest.mark.skipif(not _triton.INTERPRETED, reason="a CPU's launch")
 def test_nan_is_told_where_there_are_words_for_it() -> None:
     memory = ROWS.memory.clone()
     try:
-        ROWS.memory[3] = torch.nan
+        ROWS.memory[3] = ROWS.source[1, 1] = torch.nan
         with pytest.raises(CheckFailed, match=r"the answer is NaN\. Something was NaN\."):
             looked(0, 2, 2)
         assert looked(0, 2, 2, WORDS._replace(nan="")).isnan().sum() == 1
     finally:
         ROWS.memory.copy_(memory)
+        ROWS.source.copy_(ROWS.tensor)
 
 
 def test_guarded_memory() -> None:
-    numbers, whole = guard(torch.tensor([[3, 4]]))
+    numbers, whole, _ = guard(torch.tensor([[3, 4]]))
     assert numbers.tolist() == [[3, 4]] and (whole[2:] > 1000).all()
     assert blank([2, 3]).tensor.isnan().all()
 
