@@ -328,7 +328,7 @@ def run_lecture(seed: int) -> Record:
             "found": f.text,
             "reference": right,
             "bleu": round(d2l_bleu(f.text, right, k=2) if f.text else 0.0, 3),
-            "weights": torch.round(f.weights, decimals=4).tolist() if f.weights is not None else [],
+            "weights": [[round(w, 4) for w in row] for row in torch.as_tensor(f.weights).tolist()],
         }
         for f, (text, right) in zip(found, LECTURE, strict=True)
     ]
