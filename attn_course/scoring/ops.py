@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, overload
 
 import torch
@@ -313,6 +314,6 @@ def _kernel_if_cuda(tensor: Tensor) -> str:
 def _least_memory(query: Tensor, key: Tensor) -> str:
     """Where no weights are asked for: the last row of ``additive_attention``'s table."""
     impl = _kernel_if_cuda(query)
-    batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    hidden = batch.numel() * query.shape[-2] * key.shape[-2] * query.shape[-1]
+    batch = math.prod(broadcast_batch(query=query, key=key))
+    hidden = batch * query.shape[-2] * key.shape[-2] * query.shape[-1]
     return "blocked" if impl == "reference" and hidden > _STORED_HIDDEN else impl
