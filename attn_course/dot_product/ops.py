@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attn_course import _triton
 from attn_course._padding import disarm_checked
 from attn_course._validation import (
     broadcast_batch,
@@ -25,53 +26,124 @@ from attn_course.dot_product import reference
 
 IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
 
+#: The widest heads that the kernel takes.
+_KERNEL_WIDTH = 256
+
+#: How many keys to the left and to the right of a query's position it may see.
+Window: TypeAlias = tuple[int | None, int | None]
+
+
+class _Request(NamedTuple):
+    """What was asked for, checked.
+
+    ``lens`` and ``mask`` are shaped for broadcasting. Query i may see key j where
+    i + low <= j <= i + high; ``None`` where that hides nothing.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    batch_shape: tuple[int, ...]
+    group: int
+    scale: float | Tensor
+    lens: Tensor | None
+    mask: Tensor | None
+    low: int | None
+    high: int | None
+    offset: int
+    slopes: Tensor | None
+    dropout_p: float
+
+    def allowed(self) -> Tensor | None:
+        """All that hides a key as one mask, or ``None``."""
+        n, m = self.query.shape[-2], self.key.shape[-2]
+        allowed = combine(self.lens, self.mask, m)
+        if self.low is None and self.high is None:
+            return allowed
+        seen = reference.in_sight(n, m, self.low, self.high, self.query.device)
+        return seen if allowed is None else allowed & seen
+
+    def bias(self) -> Tensor | None:
+        """What is added to the scores, ``[heads, query_len, key_len]``, or ``None``."""
+        if self.slopes is None:
+            return None
+        n, m = self.query.shape[-2], self.key.shape[-2]
+        return reference.distance_bias(self.slopes, n, m, self.offset)
+
+    def as_float(self) -> _Request:
+        """In float64 if it came so, else in float32."""
+        wide = torch.float64 if self.query.dtype == torch.float64 else torch.float32
+        scale = self.scale.to(wide) if isinstance(self.scale, Tensor) else self.scale
+        slopes = None if self.slopes is None else self.slopes.to(wide)
+        query, key, value = (x.to(wide) for x in (self.query, self.key, self.value))
+        return self._replace(query=query, key=key, value=value, scale=scale, slopes=slopes)
+
+    def ungrouped(self) -> _Request:
+        """Each head with keys and values of its own."""
+        if self.group == 1:
+            return self
+        key, value = (x.repeat_interleave(self.group, 1) for x in (self.key, self.value))
+        return self._replace(key=key, value=value, group=1)
+
 
 @overload
 def dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    valid_lens: Tensor | None = ...,
-    mask: Tensor | None = ...,
-    is_causal: bool = ...,
-    scale: float | Tensor | None = ...,
-    dropout_p: float = ...,
-    need_weights: Literal[False] = ...,
-    impl: str = ...,
-) -> Tensor: ...
+    query: Tensor, key: Tensor, value: Tensor, *,
+    valid_lens: Tensor | None = ..., mask: Tensor | None = ..., is_causal: bool = ...,
+    window: Window | None = ..., query_offset: int = ..., bias_slopes: Tensor | None = ...,
+    scale: float | Tensor | None = ..., dropout_p: float = ...,
+    need_weights: Literal[False] = ..., need_lse: Literal[False] = ..., impl: str = ...,
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    valid_lens: Tensor | None = ...,
-    mask: Tensor | None = ...,
-    is_causal: bool = ...,
-    scale: float | Tensor | None = ...,
-    dropout_p: float = ...,
-    need_weights: Literal[True],
-    impl: str = ...,
-) -> tuple[Tensor, Tensor]: ...
+    query: Tensor, key: Tensor, value: Tensor, *,
+    valid_lens: Tensor | None = ..., mask: Tensor | None = ..., is_causal: bool = ...,
+    window: Window | None = ..., query_offset: int = ..., bias_slopes: Tensor | None = ...,
+    scale: float | Tensor | None = ..., dropout_p: float = ...,
+    need_weights: Literal[True], need_lse: Literal[False] = ..., impl: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 @overload
 def dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    valid_lens: Tensor | None = ...,
-    mask: Tensor | None = ...,
-    is_causal: bool = ...,
-    scale: float | Tensor | None = ...,
-    dropout_p: float = ...,
-    need_weights: bool,
-    impl: str = ...,
-) -> Tensor | tuple[Tensor, Tensor]: ...
+    query: Tensor, key: Tensor, value: Tensor, *,
+    valid_lens: Tensor | None = ..., mask: Tensor | None = ..., is_causal: bool = ...,
+    window: Window | None = ..., query_offset: int = ..., bias_slopes: Tensor | None = ...,
+    scale: float | Tensor | None = ..., dropout_p: float = ...,
+    need_weights: Literal[False] = ..., need_lse: Literal[True], impl: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, *,
+    valid_lens: Tensor | None = ..., mask: Tensor | None = ..., is_causal: bool = ...,
+    window: Window | None = ..., query_offset: int = ..., bias_slopes: Tensor | None = ...,
+    scale: float | Tensor | None = ..., dropout_p: float = ...,
+    need_weights: Literal[True], need_lse: Literal[True], impl: str = ...,
+) -> tuple[Tensor, Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, *,
+    valid_lens: Tensor | None = ..., mask: Tensor | None = ..., is_causal: bool = ...,
+    window: Window | None = ..., query_offset: int = ..., bias_slopes: Tensor | None = ...,
+    scale: float | Tensor | None = ..., dropout_p: float = ...,
+    need_weights: bool, need_lse: Literal[False] = ..., impl: str = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+
+
+@overload
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, *,
+    valid_lens: Tensor | None = ..., mask: Tensor | None = ..., is_causal: bool = ...,
+    window: Window | None = ..., query_offset: int = ..., bias_slopes: Tensor | None = ...,
+    scale: float | Tensor | None = ..., dropout_p: float = ...,
+    need_weights: bool = ..., need_lse: bool = ..., impl: str = ...,
+) -> Tensor | tuple[Tensor, ...]: ...  # fmt: skip
 
 
 def dot_product_attention(
@@ -82,51 +154,72 @@ def dot_product_attention(
     valid_lens: Tensor | None = None,
     mask: Tensor | None = None,
     is_causal: bool = False,
+    window: Window | None = None,
+    query_offset: int = 0,
+    bias_slopes: Tensor | None = None,
     scale: float | Tensor | None = None,
     dropout_p: float = 0.0,
     need_weights: bool = False,
+    need_lse: bool = False,
     impl: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, ...]:
     """Attention by dot products: average the values, weighted by softmax(scale * q . k).
 
     A query that may see no key gets zeros, and so do its gradients. What padding holds,
-    NaN included, does not matter. What may be seen is what ``valid_lens``, ``mask`` and
-    ``is_causal`` all allow.
+    NaN included, does not matter. What may be seen is what ``valid_lens``, ``mask``,
+    ``is_causal`` and ``window`` all allow.
 
     Args:
         query: ``[..., query_len, dim]``.
         key: ``[..., key_len, dim]``; at least one.
-        value: ``[..., key_len, value_dim]``. Leading dimensions of the three broadcast.
+        value: ``[..., key_len, value_dim]``. Leading dimensions of the three broadcast. Of
+            four dimensions the second one counts heads, and keys and values may have fewer:
+            each of theirs then serves as many heads of the queries, one after the other.
         valid_lens: How many leading keys count, ``[batch]`` or
             ``[batch, query_len]`` (``batch``: the first leading dimension).
         mask: ``True`` = may attend; broadcasts to ``[..., query_len, key_len]``.
-        is_causal: Query i may see keys 0 to i, counted from the first of each.
+        is_causal: Query i may see keys 0 to i + ``query_offset``.
+        window: ``(left, right)``: query i may see keys from ``left`` before to ``right``
+            after its position, i + ``query_offset``; ``None``: as many as there are.
+        query_offset: The position of the first query among the keys; a cache of earlier
+            keys passes its length.
+        bias_slopes: For each head, the last leading dimension, a number: ``[heads]``.
+            -slope * distance is added to the scores, where the distance is that of the
+            query's position from the key's (ALiBi). Not learned.
         scale: What the dot products are multiplied by: a number, or a tensor with one
             element, which gets a gradient. ``None`` is 1/sqrt(dim).
         dropout_p: Probability with which each weight is dropped, in [0, 1); the others
             are divided by 1 - ``dropout_p``. Always applied: pass 0 when not training.
         need_weights: Return the weights as well.
+        need_lse: Return log sum_j exp(score_ij) as well; differentiable.
         impl: Which implementation:
 
             ============= ======================================================
             ``reference`` PyTorch; holds all weights; half precision is computed
                           in float32
-            ``sdpa``      PyTorch's fused operation; no weights
-            ``triton``    no Triton kernel yet
-            ``auto``      with ``need_weights`` ``reference``, else ``sdpa``
+            ``sdpa``      PyTorch's fused operation, with a built mask where it
+                          has no word for a request; no weights, no log-sum-exp
+            ``triton``    GPU kernel (interpreted where there is no GPU: slow);
+                          O(n + m) memory; up to 256 columns; no weights; float64
+                          where interpreted only; can be differentiated once
+            ``auto``      with ``need_weights`` ``reference``; on CUDA ``triton``
+                          for what ``sdpa`` has no word for; else ``sdpa``, and
+                          with ``need_lse`` ``reference``
             ============= ======================================================
 
     Returns:
-        The output ``[..., query_len, value_dim]``, or with ``need_weights`` the pair of
-        output and weights ``[..., query_len, key_len]``, before dropout.
+        The output ``[..., query_len, value_dim]``; with ``need_weights`` then the weights
+        ``[..., query_len, key_len]``, before dropout; with ``need_lse`` then
+        ``[..., query_len]``, in float32 or float64, -inf for a query that may see no key.
 
     Raises:
-        TypeError: A tensor has the wrong kind of numbers.
+        TypeError: A tensor has the wrong kind of numbers, or an option the wrong type.
         ValueError: A shape, a length, a name or a combination is out of place.
-        RuntimeError: ``impl="triton"``.
+        RuntimeError: ``impl="triton"`` cannot be had here; the message says why.
 
     Reference:
-        Vaswani et al. (2017), Attention is all you need, equation 1.
+        Vaswani et al. (2017), Attention is all you need, equation 1. Press et al. (2022) for
+        ``bias_slopes``; Ainslie et al. (2023), GQA, for fewer heads of keys.
 
     Example:
         >>> key = torch.tensor([[8.0, 0.0], [0.0, 8.0]])
@@ -135,64 +228,34 @@ def dot_product_attention(
         tensor([[10.],
                 [20.]])
     """
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_floating(name, tensor)
-    check_rank("query", query, 2, "[..., query_len, dim]")
-    check_rank("key", key, 2, "[..., key_len, dim]")
-    check_rank("value", value, 2, "[..., key_len, value_dim]")
-    check_together(query=query, key=key, value=value)
-    (query_len, dim), key_len = query.shape[-2:], key.shape[-2]
-    if key.shape[-1] != dim:
-        raise ValueError(
-            f"key must have the width of query, {dim}, got {key.shape[-1]}: "
-            "BilinearAttention takes keys of another width."
-        )
-    if value.shape[-2] != key_len:
-        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
-    if key_len == 0:
-        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
-    if dim == 0 or value.shape[-1] == 0:
-        raise ValueError(
-            f"query and value must have at least one column, got {dim} and {value.shape[-1]}."
-        )
+    _check_tensors(query, key, value)
     check_scale(scale)
     check_dropout("dropout_p", dropout_p)
     check_choice("impl", impl, IMPLEMENTATIONS)
-    if need_weights and impl in ("sdpa", "triton"):
-        raise ValueError(
-            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
-            "use impl='reference' or 'auto'."
-        )
-    if impl == "triton":
-        raise RuntimeError(
-            "impl='triton' cannot be used: dot_product_attention has no Triton kernel yet. "
-            "Use impl='sdpa', PyTorch's fused operation."
-        )
-    batch_shape = broadcast_batch(query=query, key=key, value=value)
-    shape_and_place = (batch_shape, query_len, key_len, query.device)
+    (n, dim), m = query.shape[-2:], key.shape[-2]
+    low, high = _bounds(n, m, is_causal, window, query_offset)
+    group = _group_size(query, key, value)
+    shared = (key[:, :1], value[:, :1]) if group > 1 else (key, value)
+    batch_shape = broadcast_batch(query=query, key=shared[0], value=shared[1])
+    shape_and_place = (batch_shape, n, m, query.device)
     lens = check_valid_lens(valid_lens, *shape_and_place)
     mask = check_mask(mask, *shape_and_place)
-    if impl == "auto":
-        impl = "reference" if need_weights else "sdpa"
-
+    slopes = _check_slopes(bias_slopes, batch_shape, query.device)
     if scale is None:
         scale = 1 / math.sqrt(dim)
     elif isinstance(scale, Tensor):
         scale = scale.reshape(()).to(query)
-    allowed = combine(lens, mask, key_len)
+    request = _Request(
+        query, key, value, batch_shape, group, scale, lens, mask, low, high, query_offset, slopes,
+        dropout_p,
+    )  # fmt: skip
+    impl = _choose(impl, request, need_weights, need_lse)
     if impl == "sdpa":
-        return _sdpa(query, key, value, batch_shape, allowed, is_causal, scale, dropout_p)
-
-    if is_causal:
-        allowed = _and_causal(allowed, query_len, key_len, query.device)
-    dtype = query.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
-    query, key, value = query.to(compute), key.to(compute), value.to(compute)
-    query, key, value = disarm_checked(query, key, value, None, allowed)
-    output, weights = reference.dot_product_attention(
-        query, key, value, scale=scale, allowed=allowed, dropout_p=dropout_p
-    )
-    return (output.to(dtype), weights.to(dtype)) if need_weights else output.to(dtype)
+        return _sdpa(request)
+    if impl == "triton":
+        output, lse = _flash(request, need_lse)
+        return output if lse is None else (output, lse)
+    return _reference(request, need_weights, need_lse)
 
 
 def check_scale(scale: float | Tensor | None) -> None:
@@ -208,40 +271,201 @@ def check_scale(scale: float | Tensor | None) -> None:
             raise ValueError(f"scale must be finite, got {scale}.")
 
 
-def _and_causal(
-    allowed: Tensor | None, query_len: int, key_len: int, device: torch.device
-) -> Tensor:
-    past = torch.ones(query_len, key_len, dtype=torch.bool, device=device).tril()
-    return past if allowed is None else allowed & past
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_floating(name, tensor)
+    check_rank("query", query, 2, "[..., query_len, dim]")
+    check_rank("key", key, 2, "[..., key_len, dim]")
+    check_rank("value", value, 2, "[..., key_len, value_dim]")
+    check_together(query=query, key=key, value=value)
+    dim, key_len = query.shape[-1], key.shape[-2]
+    if key.shape[-1] != dim:
+        raise ValueError(
+            f"key must have the width of query, {dim}, got {key.shape[-1]}: "
+            "BilinearAttention takes keys of another width."
+        )
+    if value.shape[-2] != key_len:
+        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
+    if key_len == 0:
+        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
+    if dim == 0 or value.shape[-1] == 0:
+        raise ValueError(
+            f"query and value must have at least one column, got {dim} and {value.shape[-1]}."
+        )
 
 
-def _sdpa(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    batch_shape: tuple[int, ...],
-    allowed: Tensor | None,
-    is_causal: bool,
-    scale: float | Tensor,
-    dropout_p: float,
-) -> Tensor:
+def _bounds(
+    n: int, m: int, is_causal: bool, window: Window | None, offset: int
+) -> tuple[int | None, int | None]:
+    """The keys that query i may see, as i + low to i + high; ``None`` where nothing is hidden."""
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(f"query_offset must be an integer, got {type(offset).__name__}.")
+    if abs(offset) >= 2**30:
+        raise ValueError(f"query_offset must lie below 2^30, got {offset}.")
+    left = right = None
+    if window is not None:
+        if not isinstance(window, tuple | list) or len(window) != 2:
+            raise TypeError(f"window must be a pair (left, right), got {window!r}.")
+        for side in window:
+            if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
+                raise TypeError(f"window must hold integers or None, got {window!r}.")
+            if side is not None and side < 0:
+                raise ValueError(f"window must hold no number below 0, got {window!r}.")
+        left, right = window
+    if is_causal:
+        right = 0
+    # Between these all or nothing is hidden. A kernel counts in 32 bits.
+    low = None if left is None or offset - left <= 1 - n else min(offset - left, m)
+    high = None if right is None or offset + right >= m - 1 else max(offset + right, -n)
+    return low, high
+
+
+def _group_size(query: Tensor, key: Tensor, value: Tensor) -> int:
+    """How many heads of the queries share one of the keys; 1 without such an axis."""
+    if not query.ndim == key.ndim == value.ndim == 4 or key.shape[1] != value.shape[1]:
+        return 1
+    heads, kv_heads = query.shape[1], key.shape[1]
+    if heads in (0, kv_heads) or kv_heads == 0 or heads == 1:
+        return 1  # nothing to share; if they do not broadcast, that is said next
+    if heads % kv_heads:
+        raise ValueError(
+            f"key and value must have a number of heads that divides that of query, {heads}, "
+            f"got {kv_heads}."
+        )
+    return heads // kv_heads
+
+
+def _check_slopes(
+    slopes: Tensor | None, batch_shape: tuple[int, ...], device: torch.device
+) -> Tensor | None:
+    if slopes is None:
+        return None
+    check_floating("bias_slopes", slopes)
+    if not batch_shape or tuple(slopes.shape) != batch_shape[-1:]:
+        raise ValueError(
+            f"bias_slopes must hold a number for each head, {list(batch_shape[-1:]) or 'none here'}"
+            f", got shape {list(slopes.shape)}."
+        )
+    if slopes.device != device:
+        raise ValueError(f"bias_slopes must be on {device}, like query, got {slopes.device}.")
+    if slopes.requires_grad and torch.is_grad_enabled():
+        raise ValueError("bias_slopes must not require a gradient: it gets none. Detach it.")
+    return slopes.detach()
+
+
+def _choose(impl: str, request: _Request, need_weights: bool, need_lse: bool) -> str:
+    """The table of ``dot_product_attention``'s docstring, and what each cannot do."""
+    if impl == "auto":
+        if need_weights:
+            return "reference"
+        if request.query.is_cuda and (need_lse or _beyond_sdpa(request)) and _kernel_fits(request):
+            return "triton"
+        return "reference" if need_lse else "sdpa"
+    if need_weights and impl != "reference":
+        raise ValueError(
+            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
+            "use impl='reference' or 'auto'."
+        )
+    if need_lse and impl == "sdpa":
+        raise ValueError(
+            "need_lse=True asks for the log-sum-exp, which PyTorch's fused operation keeps to "
+            "itself: use impl='triton', 'reference' or 'auto'."
+        )
+    if impl == "triton":
+        _triton.require(request.query.device)
+        widest = max(request.query.shape[-1], request.value.shape[-1])
+        if widest > _KERNEL_WIDTH:
+            raise ValueError(
+                f"impl='triton' takes up to {_KERNEL_WIDTH} columns, got {widest}: "
+                "use impl='sdpa' or 'reference'."
+            )
+        if request.query.dtype == torch.float64 and not _triton.INTERPRETED:
+            raise TypeError("impl='triton' has no float64 on a GPU: use impl='reference'.")
+    return impl
+
+
+def _beyond_sdpa(request: _Request) -> bool:
+    """Whether PyTorch's fused operation would need a mask of all queries times all keys."""
+    per_query = request.lens is not None and request.lens.shape[-1] > 1
+    hidden = request.lens is not None or request.mask is not None
+    plain = request.low is None and (request.high is None or (request.high == 0 and not hidden))
+    return request.slopes is not None or per_query or not plain
+
+
+def _kernel_fits(request: _Request) -> bool:
+    widest = max(request.query.shape[-1], request.value.shape[-1])
+    tensor_cores = _triton.architecture(request.query.device) >= 80
+    single = request.query.dtype != torch.float64
+    return _triton.AVAILABLE and tensor_cores and single and widest <= _KERNEL_WIDTH
+
+
+def _reference(
+    request: _Request, need_weights: bool, need_lse: bool
+) -> Tensor | tuple[Tensor, ...]:
+    dtype = request.query.dtype
+    request = request.ungrouped().as_float()
+    allowed, bias = request.allowed(), request.bias()
+    query = request.query.expand(*request.batch_shape, *request.query.shape[-2:])
+    query, key, value = disarm_checked(query, request.key, request.value, None, allowed)
+    output, weights = reference.dot_product_attention(
+        query, key, value, scale=request.scale, allowed=allowed, bias=bias,
+        dropout_p=request.dropout_p,
+    )  # fmt: skip
+    results = [output.to(dtype)]
+    if need_weights:
+        results.append(weights.to(dtype))
+    if need_lse:
+        scores = reference.scores(query, key, request.scale, bias)
+        results.append(reference.log_sum_exp(scores, allowed))
+    return tuple(results) if len(results) > 1 else results[0]
+
+
+def _flash(request: _Request, need_lse: bool) -> tuple[Tensor, Tensor | None]:
+    """The kernel, which wants a number for the scale and a seed for dropout."""
+    from attn_course.dot_product import backward_kernel as gpu
+
+    query, scale = request.query, request.scale
+    if isinstance(scale, Tensor):
+        query, scale = query * scale, 1.0
+    seed = int(torch.randint(1 << 31, ())) if request.dropout_p else 0
+    output, lse = gpu.flash_attention(
+        query, request.key, request.value, request.batch_shape, scale=scale, group=request.group,
+        lens=request.lens, mask=request.mask, low=request.low, high=request.high,
+        offset=request.offset, slopes=request.slopes, dropout_p=request.dropout_p, seed=seed,
+        need_lse=need_lse,
+    )  # fmt: skip
+    return output, lse
+
+
+def _sdpa(request: _Request) -> Tensor:
     """PyTorch's fused operation, kept from its faults.
 
     It is fast on four dimensions only, and says nothing about scales below zero and about
     rows that may see no key: depending on the version and the device those come out as
     NaN or as an average.
     """
-    query_len, key_len = query.shape[-2], key.shape[-2]
-    if is_causal and allowed is None:
-        seen = max(1, min(query_len, key_len))  # nobody sees the keys after these
+    dtype = request.query.dtype
+    if request.slopes is not None:  # a half-precision bias would blur distances
+        request = request.as_float()
+    request = request.ungrouped()
+    (query, key, value, batch_shape), scale = request[:4], request.scale
+    n, m = query.shape[-2], key.shape[-2]
+    bare = request.lens is None and request.mask is None and request.slopes is None
+    # One that PyTorch knows by name. Else a mask says it.
+    is_causal = bare and request.low is None and request.high == 0
+    allowed = None if is_causal else request.allowed()
+    if is_causal:
+        seen = max(1, min(n, m))  # nobody sees the keys after these
         key, value = key[..., :seen, :], value[..., :seen, :]
-    elif is_causal:
-        allowed = _and_causal(allowed, query_len, key_len, query.device)
-    nothing = None
+    nothing, added = None, request.bias()
     if allowed is not None:
         query, key, value = disarm_checked(query, key, value, None, allowed)
         nothing = ~allowed.any(-1, keepdim=True)
         allowed = allowed | nothing  # an average of anything, which is thrown away below
+    if added is None:
+        added = allowed
+    elif allowed is not None:
+        added = torch.where(allowed, added, -torch.inf)
     if isinstance(scale, Tensor) or scale <= 0:
         query, scale = query * scale, 1.0
 
@@ -254,10 +478,10 @@ def _sdpa(
         four(query),
         four(key),
         four(value),
-        attn_mask=None if allowed is None else four(allowed),
-        dropout_p=dropout_p,
-        is_causal=is_causal and allowed is None,
+        attn_mask=None if added is None else four(added),
+        dropout_p=request.dropout_p,
+        is_causal=is_causal,
         scale=scale,
     )
-    output = output.reshape(*batch_shape, query_len, value.shape[-1])
+    output = output.reshape(*batch_shape, n, value.shape[-1]).to(dtype)
     return output if nothing is None else output.masked_fill(nothing, 0)

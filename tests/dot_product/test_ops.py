@@ -19,6 +19,7 @@ from attn_course.testing import (
     make_valid_lens,
     with_layout,
 )
+from tests.dot_product import oracle
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ["reference", "sdpa"]
@@ -290,6 +291,92 @@ def test_auto_follows_its_table(monkeypatch: pytest.MonkeyPatch, need_weights: b
     assert bool(fused) == (not need_weights)
 
 
+def heads(batch: int, heads: int, group: int, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    query, _, _ = inputs(n, m, batch, heads, requires_grad=True)
+    _, key, value = inputs(n, m, batch, heads // group, requires_grad=True)
+    return query, key, value
+
+
+@each_impl
+@pytest.mark.parametrize("names", [x for x in oracle.COMBINED if "dropout" not in x] + ["causal"])
+def test_options_combined(impl: str, names: str) -> None:
+    """Grouped heads with everything else: output, gradients and log-sum-exp."""
+    leaves = heads(2, 4, 2, 9, 13)
+    options = oracle.hide(names, 2, 4, 9, 13)
+    exact, exact_lse = oracle.attention(*leaves, options)
+    output = dot_product_attention(*leaves, impl=impl, **options)
+    assert_close(output, exact)
+    g = torch.randn_like(output)
+    for ours, theirs in zip(
+        *(torch.autograd.grad(x, leaves, g, retain_graph=True) for x in (output, exact)),
+        strict=True,
+    ):
+        assert_close(ours, theirs)
+    if impl == "reference":
+        again, weights, lse = dot_product_attention(
+            *leaves, need_weights=True, need_lse=True, impl=impl, **options
+        )
+        assert torch.equal(again, output) and weights.shape == (2, 4, 9, 13)
+        assert_close(lse, exact_lse)
+        some = lse.isfinite()
+        pairs = (torch.autograd.grad(x[some].sin().sum(), leaves[:2]) for x in (lse, exact_lse))
+        for ours, theirs in zip(*pairs, strict=True):
+            assert_close(ours, theirs)
+
+
+@each_impl
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_grouped_heads_are_repeated_ones(impl: str, kv_heads: int) -> None:
+    query, key, value = heads(2, 6, 6 // kv_heads, 4, 5)
+    repeated = [x.repeat_interleave(6 // kv_heads, 1) for x in (key, value)]
+    plain = F.scaled_dot_product_attention(query, *repeated)
+    torch.testing.assert_close(dot_product_attention(query, key, value, impl=impl), plain)
+
+
+@each_impl
+def test_a_chunk_of_queries_at_its_offset_is_the_whole_s(impl: str) -> None:
+    """What a cache needs: queries 3 and 4 alone, with all the keys."""
+    query, key, value = inputs(5, 5, 2, 3)
+    slopes = torch.tensor([0.5, 0.25, 0.1], device=DEVICE)
+    options: dict[str, Any] = {"is_causal": True, "window": (2, 5), "bias_slopes": slopes}
+    whole = dot_product_attention(query, key, value, impl=impl, **options)
+    part = dot_product_attention(
+        query[..., 3:, :], key, value, query_offset=3, impl=impl, **options
+    )
+    torch.testing.assert_close(part, whole[..., 3:, :])
+
+
+@each_impl
+def test_a_window_of_one_is_the_value_itself(impl: str) -> None:
+    query, key, value = inputs(5, 5, 2)
+    output = dot_product_attention(query, key, value, window=(0, 0), impl=impl)
+    torch.testing.assert_close(output, value)
+
+
+@each_impl
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_does_not_blur_distances(impl: str, dtype: torch.dtype) -> None:
+    """Distances beyond 2048 have neighbours that half precision cannot tell apart."""
+    query, key, value = inputs(1, 9, 1, dtype=dtype)
+    slopes = torch.tensor([1.0], device=DEVICE)
+    options: dict[str, Any] = {"bias_slopes": slopes, "query_offset": 4000}
+    exact = oracle.attention(*(x.unsqueeze(1) for x in (query, key, value)), options)[0][:, 0]
+    actual = dot_product_attention(query, key, value, impl=impl, **options)
+    assert_close(actual.double(), exact, rtol=1e-2, atol=1e-2)
+
+
+def test_what_hides_nothing_asks_for_no_mask() -> None:
+    """A decoder's last query sees all keys: its causal mask, its window and its offset say so."""
+    bounds = ops._bounds
+    assert bounds(1, 9, True, None, 8) == (None, None)
+    assert bounds(1, 9, True, None, 7) == (None, 7)
+    assert bounds(5, 9, False, (4, 8), 0) == (None, None)
+    assert bounds(5, 9, False, (3, 7), 0) == (-3, 7)
+    assert bounds(5, 9, True, (3, 7), 2) == (-1, 2)
+    assert bounds(5, 9, True, (0, 0), 1000) == (9, None)
+    assert bounds(5, 9, True, (0, 0), -1000) == (None, -5)
+
+
 Q, K, V = torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(4, 1)
 BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     ("rank", (Q[0], K, V), {}, ValueError, r"query must have shape .* got \[3\]"),
@@ -312,7 +399,24 @@ BAD: list[tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = [
     ("dropout", (Q, K, V), {"dropout_p": -0.1}, ValueError, r"dropout_p must lie in \[0, 1\)"),
     ("impl", (Q, K, V), {"impl": "flash"}, ValueError, "impl must be one of .*got 'flash'"),
     ("weights", (Q, K, V), {"impl": "sdpa", "need_weights": True}, ValueError, "impl='sdpa' never"),
-    ("triton", (Q, K, V), {"impl": "triton"}, RuntimeError, "has no Triton kernel yet"),
+    ("lse", (Q, K, V), {"impl": "sdpa", "need_lse": True}, ValueError, "need_lse=True .* itself"),
+    ("offset", (Q, K, V), {"query_offset": 1.0}, TypeError, "query_offset must be an int.* float"),
+    ("yes", (Q, K, V), {"query_offset": True}, TypeError, "query_offset must be an int.* bool"),
+    ("far", (Q, K, V), {"query_offset": -(2**30)}, ValueError, "query_offset must lie below"),
+    ("window", (Q, K, V), {"window": 3}, TypeError, r"window must be a pair .* got 3"),
+    ("one side", (Q, K, V), {"window": (3,)}, TypeError, r"window must be a pair .* got \(3,\)"),
+    ("half", (Q, K, V), {"window": (0.5, 1)}, TypeError, r"integers or None, got \(0.5, 1\)"),
+    ("negative", (Q, K, V), {"window": (None, -1)}, ValueError, "no number below 0"),
+    ("slopes", (Q, K, V), {"bias_slopes": [1.0]}, TypeError, "bias_slopes must be a torch.Tensor"),
+    ("heads", (Q, K, V), {"bias_slopes": Q[0]}, ValueError, "each head, none here, got .*3"),
+    ("learned", (Q[None], K[None], V[None]),
+     {"bias_slopes": torch.ones(1, requires_grad=True)}, ValueError, "must not require a gradient"),
+    ("six heads", (Q.expand(1, 4, 2, 3), K.expand(1, 4, 4, 3), V.expand(1, 4, 4, 1)),
+     {"bias_slopes": torch.ones(6)}, ValueError, r"each head, \[4\], got shape \[6\]"),
+    ("groups", (Q.expand(1, 4, 2, 3), K.expand(1, 3, 4, 3), V.expand(1, 3, 4, 1)), {}, ValueError,
+     "number of heads that divides that of query, 4, got 3"),
+    ("two groups", (Q.expand(1, 4, 2, 3), K.expand(1, 2, 4, 3), V.expand(1, 1, 4, 1)), {},
+     ValueError, "must broadcast"),
     ("both", (Q, K, V), {"impl": "triton", "need_weights": True}, ValueError, "need_weights"),
     ("long", (Q, K, V), {"valid_lens": torch.tensor(5)}, ValueError, r"\[0, 4\].* got 5"),
     ("float mask", (Q, K, V), {"mask": torch.ones(2, 4)}, TypeError, "mask must hold booleans"),
