@@ -166,9 +166,11 @@ class MemoryAttention(nn.Module):
             key_len]`` or ``None``.
         """
         query = self.match_query(query.to(self.device))
-        allowed = {"valid_lens": lens}
+        allowed = {}
         if self.window is not None or self.attend_generated:
-            allowed = {"mask": self._mask(lens, memory.shape[1], step, query.shape[1])}
+            allowed["mask"] = self._mask(lens, memory.shape[1], step, query.shape[1])
+        elif lens.is_cuda or int(lens.amin()) < memory.shape[1]:  # else nothing is padding
+            allowed["valid_lens"] = lens
         found = self.scoring.attend(query, keys, memory, need_weights=need_weights, **allowed)
         context, weights = found if need_weights else (found, None)
         return context, weights

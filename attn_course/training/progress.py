@@ -17,7 +17,7 @@ from typing import Any
 
 #: The least time between two updates, in seconds. On two cores whoever draws the bar competes
 #: with the training: ten updates a second made it a fifth slower.
-INTERVAL = 1.0
+INTERVAL = 2.0
 
 
 def surroundings() -> str:
