@@ -51,7 +51,7 @@ def additive_scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
         Bahdanau et al. (2015), equation in section 3.1 and appendix A.1.2.
     """
     hidden = query.unsqueeze(-2) + key.unsqueeze(-3)  # [..., query_len, key_len, hidden]
-    return hidden.tanh_() @ weight
+    return hidden.tanh() @ weight
 
 
 def additive_attention(
