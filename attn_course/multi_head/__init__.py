@@ -1,11 +1,19 @@
 """Multi-head attention: chapter 4.
 
-Several attention poolings side by side, each with projections of its own, and a cache of
-what they have seen.
+Several attention poolings side by side, each with projections of its own, a cache of what
+they have seen, and the translator of chapter 3 with several heads.
 """
 
 from attn_course.multi_head.cache import KeyValueCache
 from attn_course.multi_head.layer import MultiHeadAttention
 from attn_course.multi_head.ops import merge_heads, split_heads
+from attn_course.multi_head.translator import build_translator, load_translator
 
-__all__ = ["KeyValueCache", "MultiHeadAttention", "merge_heads", "split_heads"]
+__all__ = [
+    "KeyValueCache",
+    "MultiHeadAttention",
+    "build_translator",
+    "load_translator",
+    "merge_heads",
+    "split_heads",
+]

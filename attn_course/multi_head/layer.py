@@ -149,27 +149,32 @@ class MultiHeadAttention(nn.Module):
     def project_keys(self, key: Tensor) -> Tensor:
         """The part that no query changes, ``[batch, key_len, num_kv_heads * head_dim]``.
 
-        With ``attend`` it lets several heads stand where one scoring function is asked
-        for, as in the decoder of chapter 3.
+        With ``project_values`` and ``attend`` it lets several heads stand where one
+        scoring function is asked for, as in the decoder of chapter 3.
         """
         projected: Tensor = self.W_k(key)
+        return projected
+
+    def project_values(self, value: Tensor) -> Tensor:
+        """The same for the values, ``[batch, key_len, num_kv_heads * head_dim]``."""
+        projected: Tensor = self.W_v(value)
         return projected
 
     def attend(
         self,
         query: Tensor,
         projected_key: Tensor,
-        value: Tensor,
+        projected_value: Tensor,
         *,
         valid_lens: Tensor | None = None,
         mask: Tensor | None = None,
         need_weights: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Attend with keys from ``project_keys``; the rest as in ``forward``."""
+        """Attend with keys and values that are projected already; the rest as in ``forward``."""
         heads = (
             split_heads(self.W_q(query), self.num_heads),
             self._comparable(split_heads(projected_key, self.num_kv_heads)),
-            split_heads(self.W_v(value), self.num_kv_heads),
+            split_heads(projected_value, self.num_kv_heads),
         )
         mask = ops.per_head(mask)
         return self._answer(*heads, need_weights=need_weights, valid_lens=valid_lens, mask=mask)

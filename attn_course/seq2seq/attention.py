@@ -82,7 +82,8 @@ class MemoryAttention(nn.Module):
         query_dim: Width of a query.
         memory_dim: Width of a state of the encoder.
         hidden_dim: Width of a state of the decoder, and of the hidden layer of a score.
-        scoring: A name of ``SCORINGS``, or a module with ``project_keys`` and ``attend``.
+        scoring: A name of ``SCORINGS``, or a module with ``project_keys`` and ``attend``; if
+            it has ``project_values`` too, ``attend`` gets the memory through that.
         window: Allow keys at most this far from the current step; ``None`` for all.
         attend_generated: Whether the decoder's own states are added to the memory.
 
@@ -140,10 +141,16 @@ class MemoryAttention(nn.Module):
         keys: Tensor = self.scoring.project_keys(memory)
         return keys
 
+    def project_values(self, memory: Tensor) -> Tensor:
+        """What is mixed: the memory itself, unless the score projects that as well."""
+        project = getattr(self.scoring, "project_values", None)
+        values: Tensor = memory if project is None else project(memory)
+        return values
+
     def forward(
         self,
         query: Tensor,
-        memory: Tensor,
+        values: Tensor,
         keys: Tensor,
         lens: Tensor,
         step: int,
@@ -154,24 +161,25 @@ class MemoryAttention(nn.Module):
 
         Args:
             query: ``[batch, steps, query_dim]``.
-            memory: The encoder's states and, with ``attend_generated``, after them the
-                ``step`` states that the decoder has been in, ``[batch, key_len, memory_dim]``.
-            keys: What ``project_keys`` made of it.
+            values: What ``project_values`` made of the encoder's states and, with
+                ``attend_generated``, of the ``step`` states that the decoder has been in,
+                ``[batch, key_len, memory_dim]``.
+            keys: What ``project_keys`` made of them.
             lens: How many of the encoder's states count, ``[batch]``.
             step: How many steps went before.
             need_weights: Return the weights as well.
 
         Returns:
             The contexts ``[batch, steps, memory_dim]``, and the weights ``[batch, steps,
-            key_len]`` or ``None``.
+            key_len]`` or ``None``; of several heads ``[batch, num_heads, steps, key_len]``.
         """
         query = self.match_query(query.to(self.device))
         allowed = {}
         if self.window is not None or self.attend_generated:
-            allowed["mask"] = self._mask(lens, memory.shape[1], step, query.shape[1])
-        elif lens.is_cuda or int(lens.amin()) < memory.shape[1]:  # else nothing is padding
+            allowed["mask"] = self._mask(lens, values.shape[1], step, query.shape[1])
+        elif lens.is_cuda or int(lens.amin()) < values.shape[1]:  # else nothing is padding
             allowed["valid_lens"] = lens
-        found = self.scoring.attend(query, keys, memory, need_weights=need_weights, **allowed)
+        found = self.scoring.attend(query, keys, values, need_weights=need_weights, **allowed)
         context, weights = found if need_weights else (found, None)
         return context, weights
 

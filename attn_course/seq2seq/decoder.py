@@ -177,8 +177,8 @@ class AttentionDecoder(nn.Module):
         lens = source_lens.to(memory.device)
         padding = torch.arange(memory.shape[1], device=memory.device) >= lens.unsqueeze(1)
         memory = memory.masked_fill(padding.unsqueeze(2), 0)  # no NaN may reach a projection
-        keys = memory if self.attention is None else self.attention.project_keys(memory)
-        return DecoderState(memory, keys, lens, hidden, context, spoken, step=0)
+        keys, values = self._project(memory)
+        return DecoderState(values, keys, lens, hidden, context, spoken, step=0)
 
     def forward(
         self, target_input: Tensor, state: DecoderState, *, need_weights: bool = False
@@ -193,7 +193,8 @@ class AttentionDecoder(nn.Module):
         Returns:
             - The logits of each step's next token, ``[batch, target_len, vocab_size]``;
             - the state after the last step;
-            - the weights ``[batch, target_len, key_len]``, or ``None``. With
+            - the weights ``[batch, target_len, key_len]``, or ``None``; of several heads
+              ``[batch, num_heads, target_len, key_len]``. With
               ``attend_generated`` the decoder's own states are the last columns.
 
         Raises:
@@ -230,7 +231,8 @@ class AttentionDecoder(nn.Module):
 
         Returns:
             The logits of the next token ``[batch, vocab_size]``, the new state, and the
-            weights ``[batch, key_len]`` or ``None``.
+            weights ``[batch, key_len]`` or ``None``; of several heads ``[batch, num_heads,
+            key_len]``.
 
         Raises:
             TypeError: As in ``forward``.
@@ -238,7 +240,7 @@ class AttentionDecoder(nn.Module):
         """
         check_ids("token", token, (state.context.shape[0],), self.vocab_size)
         logits, state, weights = self(token.unsqueeze(1), state, need_weights=need_weights)
-        return logits.squeeze(1), state, None if weights is None else weights.squeeze(1)
+        return logits.squeeze(1), state, None if weights is None else weights.squeeze(-2)
 
     def _advance(
         self, embedded: Tensor, state: DecoderState, need_weights: bool
@@ -272,19 +274,26 @@ class AttentionDecoder(nn.Module):
             parts["language"] = state.language.unsqueeze(1).expand(-1, embedded.shape[1], -1)
         return torch.cat([parts[part] for part in self.query], dim=-1)
 
+    def _project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, as the attention network wants them."""
+        if self.attention is None:
+            return memory, memory
+        return self.attention.project_keys(memory), self.attention.project_values(memory)
+
     def _remember(self, outputs: Tensor, state: DecoderState) -> DecoderState:
         """Add the state just reached to the memory, if the decoder attends to its own."""
         if self.attention is None or not self.attention.attend_generated:
             return state
         new = self.attention.match_generated(outputs.to(self.attention.device))
+        keys, values = self._project(new)
         return state._replace(
-            memory=torch.cat([state.memory, new], dim=1),
-            keys=torch.cat([state.keys, self.attention.project_keys(new)], dim=1),
+            values=torch.cat([state.values, values], dim=1),
+            keys=torch.cat([state.keys, keys], dim=1),
         )
 
 
 def _stack(rows: list[Tensor]) -> Tensor:
-    """Weights of all steps, [batch, steps, keys of the last step]; 0 for keys not there yet."""
+    """Weights of all steps, [..., steps, keys of the last step]; 0 for keys not there yet."""
     longest = rows[-1].shape[-1]
     padded = [nn.functional.pad(row, (0, longest - row.shape[-1])) for row in rows]
-    return torch.cat(padded, dim=1)
+    return torch.cat(padded, dim=-2)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attn_course.seq2seq.decoder import AttentionDecoder
 from attn_course.seq2seq.encoder import Encoder
+from attn_course.seq2seq.state import DecoderState
 
 
 class Seq2Seq(nn.Module):
@@ -48,6 +49,29 @@ class Seq2Seq(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids it can write."""
+        return self.decoder.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it gives its logits: where the decoder lives."""
+        return self.decoder.output.weight.device
+
+    def start(
+        self, source: Tensor, source_lens: Tensor, *, language: Tensor | None = None
+    ) -> DecoderState:
+        """Read the source; the state before the first token is written."""
+        encoded = self.encoder(source, source_lens)
+        return self.decoder.start(encoded, source_lens, language=language)
+
+    def step(
+        self, token: Tensor, state: DecoderState, *, need_weights: bool = False
+    ) -> tuple[Tensor, DecoderState, Tensor | None]:
+        """Write on by one token, as ``AttentionDecoder.step`` says."""
+        return self.decoder.step(token, state, need_weights=need_weights)
+
     def forward(
         self,
         source: Tensor,
@@ -78,8 +102,7 @@ class Seq2Seq(nn.Module):
             TypeError: An argument does not hold integers.
             ValueError: A shape, an id or a length is out of place.
         """
-        encoded = self.encoder(source, source_lens)
-        state = self.decoder.start(encoded, source_lens, language=language)
+        state = self.start(source, source_lens, language=language)
         logits, _, weights = self.decoder(target_input, state, need_weights=need_weights)
         return (logits, weights) if need_weights else logits
 

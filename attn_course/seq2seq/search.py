@@ -4,13 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from attn_course.seq2seq._checks import check_counts
-from attn_course.seq2seq.model import Seq2Seq
+
+
+class Writer(Protocol):
+    """What a search needs of a model; an ``nn.Module`` besides.
+
+    Its state has ``select(index)``: the state of some items of the batch, in that order.
+
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids it can write."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it gives its logits."""
+
+    def start(self, source: Tensor, source_lens: Tensor, *, language: Tensor | None = None) -> Any:
+        """The state before the first token."""
+
+    def step(
+        self, token: Tensor, state: Any, *, need_weights: bool = False
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """Read ``token``, ``[batch]``.
+
+        Returns:
+            The next token's logits ``[batch, vocab_size]``, the new state, and the weights
+            ``[batch, ..., key_len]`` or ``None``.
+        """
 
 
 class Decoded(NamedTuple):
@@ -23,7 +51,8 @@ class Decoded(NamedTuple):
         scores: What the search ranks by, ``[batch]``: the logarithm of the sentence's
             probability, eos included, divided by the length penalty if there is one.
         weights: ``[batch, steps, source_len]`` if asked for (more columns if the decoder
-            attends to its own states), zeros past eos; else ``None``.
+            attends to its own states), zeros past eos; else ``None``. With several heads
+            there is a dimension for them after ``batch``, and before it one for layers.
     """
 
     tokens: Tensor
@@ -34,7 +63,7 @@ class Decoded(NamedTuple):
 
 @torch.no_grad()
 def greedy_decode(
-    model: Seq2Seq,
+    model: Writer,
     source: Tensor,
     source_lens: Tensor,
     *,
@@ -49,7 +78,7 @@ def greedy_decode(
     The model works in evaluation mode, and is left in the mode it was in.
 
     Args:
-        model: Translates.
+        model: Translates; a ``Seq2Seq``, or any module with the methods of ``Writer``.
         source: Token ids, ``[batch, source_len]``.
         source_lens: How many tokens each source has, ``[batch]``.
         bos: The id that the first step reads.
@@ -65,7 +94,7 @@ def greedy_decode(
         ValueError: An id or ``max_len`` is out of place, or the model refuses.
 
     Example:
-        >>> from attn_course.seq2seq import AttentionDecoder, Encoder
+        >>> from attn_course.seq2seq import AttentionDecoder, Encoder, Seq2Seq
         >>> model = Seq2Seq(Encoder(9, 4, 8), AttentionDecoder(7, 4, 8, memory_dim=16))
         >>> source, lens = torch.tensor([[5, 3, 2], [4, 2, 0]]), torch.tensor([3, 2])
         >>> written = greedy_decode(model, source, lens, bos=1, eos=2, max_len=5)
@@ -74,15 +103,13 @@ def greedy_decode(
     """
     _check_search(model, bos, eos, max_len)
     with _evaluating(model):
-        state = model.decoder.start(
-            model.encoder(source, source_lens), source_lens, language=language
-        )
-        token = torch.full((len(source),), bos, device=state.context.device)
+        state = model.start(source, source_lens, language=language)
+        token = torch.full((len(source),), bos, device=model.device)
         ended = torch.zeros_like(token, dtype=torch.bool)
-        scores = state.context.new_zeros(len(source))
+        scores = torch.zeros(len(source), device=model.device)
         tokens, rows = token.new_empty(len(source), 0), None
         for _ in range(max_len):
-            logits, state, weights = model.decoder.step(token, state, need_weights=need_weights)
+            logits, state, weights = model.step(token, state, need_weights=need_weights)
             best, token = _log_softmax(logits).max(-1)
             token = token.masked_fill(ended, eos)
             tokens = torch.cat([tokens, token.unsqueeze(1)], dim=1)
@@ -96,7 +123,7 @@ def greedy_decode(
 
 @torch.no_grad()
 def beam_search(
-    model: Seq2Seq,
+    model: Writer,
     source: Tensor,
     source_lens: Tensor,
     *,
@@ -121,7 +148,7 @@ def beam_search(
     The model works in evaluation mode, and is left in the mode it was in.
 
     Args:
-        model: Translates.
+        model: Translates; a ``Seq2Seq``, or any module with the methods of ``Writer``.
         source: Token ids, ``[batch, source_len]``.
         source_lens: How many tokens each source has, ``[batch]``.
         bos: The id that the first step reads.
@@ -147,7 +174,7 @@ def beam_search(
         ends leaves the beam; Wu et al. (2016), equation 14, for the length penalty.
 
     Example:
-        >>> from attn_course.seq2seq import AttentionDecoder, Encoder
+        >>> from attn_course.seq2seq import AttentionDecoder, Encoder, Seq2Seq
         >>> model = Seq2Seq(Encoder(9, 4, 8), AttentionDecoder(7, 4, 8, memory_dim=16))
         >>> source, lens = torch.tensor([[5, 3, 2], [4, 2, 0]]), torch.tensor([3, 2])
         >>> written = beam_search(model, source, lens, bos=1, eos=2, max_len=5, width=3)
@@ -160,10 +187,8 @@ def beam_search(
         raise ValueError(f"length_penalty must be at least 0 and finite, got {length_penalty!r}.")
     batch = len(source)
     with _evaluating(model):
-        state = model.decoder.start(
-            model.encoder(source, source_lens), source_lens, language=language
-        )
-        here = state.context.device
+        state = model.start(source, source_lens, language=language)
+        here = model.device
         first = torch.arange(batch, device=here).unsqueeze(1) * width  # beam 0 of each sentence
         state = state.select(torch.arange(batch, device=here).repeat_interleave(width))
 
@@ -174,9 +199,7 @@ def beam_search(
         ended = torch.zeros_like(log_p, dtype=torch.bool)
         tokens, rows = torch.full((batch * width, 1), bos, device=here), None
         for n in range(1, max_len + 1):
-            logits, state, weights = model.decoder.step(
-                tokens[:, -1], state, need_weights=need_weights
-            )
+            logits, state, weights = model.step(tokens[:, -1], state, need_weights=need_weights)
             vocab_size = logits.shape[-1]
             totals = log_p.unsqueeze(-1) + _log_softmax(logits).view(batch, width, vocab_size)
             totals = totals.masked_fill(ended.unsqueeze(-1), -torch.inf)  # not extended,
@@ -214,7 +237,7 @@ def beam_search(
         tokens[:, :steps],
         (tokens != eos).sum(1),
         scores.gather(1, order).flatten(),
-        None if rows is None else rows[origin.to(rows.device), :steps],
+        None if rows is None else rows[origin.to(rows.device), ..., :steps, :],
     )
     if return_all:
         parts = (x if x is None else x.unflatten(0, (batch, width)) for x in result)
@@ -222,20 +245,22 @@ def beam_search(
     return result
 
 
-def _check_search(model: nn.Module, bos: int, eos: int, max_len: int) -> None:
-    if not isinstance(model, Seq2Seq):
-        raise TypeError(f"model must be a Seq2Seq, got {type(model).__name__}.")
+def _check_search(model: Writer, bos: int, eos: int, max_len: int) -> None:
+    if not isinstance(model, nn.Module) or not (hasattr(model, "start") and hasattr(model, "step")):
+        raise TypeError(
+            f"model must be a module with start and step, such as Seq2Seq, "
+            f"got {type(model).__name__}."
+        )
     check_counts(max_len=max_len)
     for name, token in (("bos", bos), ("eos", eos)):
-        if not isinstance(token, int) or not 0 <= token < model.decoder.vocab_size:
-            raise ValueError(
-                f"{name} must be an id in [0, {model.decoder.vocab_size}), got {token!r}."
-            )
+        if not isinstance(token, int) or not 0 <= token < model.vocab_size:
+            raise ValueError(f"{name} must be an id in [0, {model.vocab_size}), got {token!r}.")
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: Writer) -> Iterator[None]:
     """Evaluation mode, for a while: dropout would make the search a lottery."""
+    assert isinstance(model, nn.Module)  # _check_search has seen to it
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -251,11 +276,12 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 
 def _append(rows: Tensor | None, row: Tensor | None, ended: Tensor) -> Tensor | None:
-    """One more row of weights for each sentence, of zeros where it has ended."""
+    """One more row of weights for each sentence and head, of zeros where it has ended."""
     if row is None:
         return None
-    row = row.masked_fill(ended.to(row.device).unsqueeze(1), 0).unsqueeze(1)
+    row = row.unsqueeze(-2)
+    row = row.masked_fill(ended.to(row.device).view(-1, *[1] * (row.ndim - 1)), 0)
     if rows is None:
         return row
     rows = nn.functional.pad(rows, (0, row.shape[-1] - rows.shape[-1]))  # keys may be added
-    return torch.cat([rows, row], dim=1)
+    return torch.cat([rows, row], dim=-2)

@@ -11,9 +11,10 @@ class DecoderState(NamedTuple):
     """All that the decoder knows before a step.
 
     Attributes:
-        memory: What is looked up, ``[batch, key_len, memory_dim]``: the encoder's states,
-            and with ``attend_generated`` the decoder's own after them.
-        keys: The memory as the score wants it; projected once, when it came.
+        values: What is mixed, ``[batch, key_len, memory_dim]``: the encoder's states, and
+            with ``attend_generated`` the decoder's own after them; projected once, when they
+            came, if the score does so.
+        keys: The same states as the score wants them, projected once as well.
         lens: How many of the encoder's states count, ``[batch]``.
         hidden: The recurrent state of each layer, ``[num_layers, batch, hidden_dim]``: a
             tuple of one tensor (GRU) or two (LSTM).
@@ -23,7 +24,7 @@ class DecoderState(NamedTuple):
         step: How many steps went before.
     """
 
-    memory: Tensor
+    values: Tensor
     keys: Tensor
     lens: Tensor
     hidden: tuple[Tensor, ...]
@@ -49,7 +50,7 @@ class DecoderState(NamedTuple):
             return tensor.index_select(dim, index.to(tensor.device))
 
         return DecoderState(
-            memory=pick(self.memory),
+            values=pick(self.values),
             keys=pick(self.keys),
             lens=pick(self.lens),
             hidden=tuple(pick(part, 1) for part in self.hidden),

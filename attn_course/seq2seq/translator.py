@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +21,8 @@ class Translation(NamedTuple):
     Attributes:
         source: The tokens that were read, ``<eos>`` included.
         target: The tokens that were written, ``<eos>`` included unless it was cut off.
-        weights: What each written token attended to, ``[len(target), len(source)]``, if
-            asked for.
+        weights: What each written token attended to, ``[..., len(target), len(source)]``,
+            if asked for; of several heads, and layers of them, one for each.
     """
 
     source: list[str]
@@ -39,7 +39,7 @@ class Translator(NamedTuple):
     """A model and the vocabularies of the languages that it reads and writes.
 
     Attributes:
-        model: Translates ids.
+        model: Translates ids: a ``Seq2Seq``, or what else the searches can use.
         source: The vocabulary that it reads.
         target: The vocabulary that it writes.
 
@@ -52,7 +52,7 @@ class Translator(NamedTuple):
         (['the', 'cat', '<eos>'], 3)
     """
 
-    model: Seq2Seq
+    model: Any
     source: Vocabulary
     target: Vocabulary
 
@@ -111,7 +111,9 @@ class Translator(NamedTuple):
     def _translation(self, written: Decoded, i: int, source: Tensor) -> Translation:
         steps = min(int(written.lengths[i]) + 1, written.tokens.shape[1])
         tokens = [self.target.tokens[token] for token in written.tokens[i, :steps].tolist()]
-        weights = None if written.weights is None else written.weights[i, :steps, : len(source)]
+        weights = None
+        if written.weights is not None:
+            weights = written.weights[i, ..., :steps, : len(source)]
         return Translation([self.source.tokens[j] for j in source.tolist()], tokens, weights)
 
 
@@ -131,11 +133,15 @@ def build_translator(
     return Translator(Seq2Seq(reader, writer), source, target)
 
 
-def load_translator(name: str = "grammar_french") -> Translator:
+def load_translator(
+    name: str = "grammar_french", *, build: Callable[..., Translator] = build_translator
+) -> Translator:
     """The translator that comes with the course, trained, in evaluation mode.
 
     Args:
         name: Which one, a file of ``attn_course/data/pretrained``.
+        build: Makes it, untrained, from what is stored as ``encoder`` and ``decoder`` and
+            from the two vocabularies.
 
     Raises:
         ValueError: There is none of that name.
@@ -148,7 +154,7 @@ def load_translator(name: str = "grammar_french") -> Translator:
     config, state = pretrained(name)
     # Each token occurs once, so they stand in alphabetical order: the one they are stored in.
     source, target = (Vocabulary([config[side]]) for side in ("source", "target"))
-    translator = build_translator(config["encoder"], config["decoder"], source, target)
+    translator = build(config["encoder"], config["decoder"], source, target)
     translator.model.load_state_dict(state)
     translator.model.eval()
     return translator

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attn_course import _d2l
+from attn_course.data import Vocabulary
 from attn_course.dot_product import BilinearAttention, CosineAttention
-from attn_course.multi_head import MultiHeadAttention
+from attn_course.multi_head import MultiHeadAttention, build_translator
 from attn_course.seq2seq import AttentionDecoder, EncoderOutput
 from attn_course.testing import assert_unchanged
 
@@ -199,16 +200,16 @@ def test_keys_can_be_projected_once(scoring: Any) -> None:
     layer = make(scoring=scoring())
     query, memory = randn(QUERIES), randn(KEYS)
     lens = torch.tensor([5, 2])
-    keys = layer.project_keys(memory)
+    keys, values = layer.project_keys(memory), layer.project_values(memory)
     whole = layer(query, memory, valid_lens=lens, need_weights=True)
     steps = [
-        layer.attend(query[:, [t]], keys, memory, valid_lens=lens, need_weights=True)
+        layer.attend(query[:, [t]], keys, values, valid_lens=lens, need_weights=True)
         for t in range(QUERIES)
     ]
     for part, axis in ((0, 1), (1, 2)):
         torch.testing.assert_close(torch.cat([s[part] for s in steps], axis), whole[part])
     mask = torch.rand(BATCH, QUERIES, KEYS) > 0.3
-    actual = layer.attend(query, keys, memory, mask=mask)
+    actual = layer.attend(query, keys, values, mask=mask)
     torch.testing.assert_close(actual, layer(query, memory, mask=mask))
 
 
@@ -218,10 +219,46 @@ def test_a_recurrent_decoder_can_have_several_heads() -> None:
     memory = EncoderOutput(torch.randn(2, 4, 8).double(), (torch.randn(1, 2, 8).double(),))
     state = decoder.start(memory, torch.tensor([4, 2]))
     target = torch.randint(9, (2, 3))
-    whole, _, _ = decoder(target, state)
+    whole, _, weights = decoder(target, state, need_weights=True)
+    assert weights is not None and weights.shape == (2, 2, 3, 4)  # batch, heads, steps, keys
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 3).double())
+    assert not weights[1, :, :, 2:].any() and (weights[:, 0] != weights[:, 1]).any()
     for t in range(3):
-        logits, state, _ = decoder.step(target[:, t], state)
+        logits, state, row = decoder.step(target[:, t], state, need_weights=True)
         torch.testing.assert_close(logits, whole[:, t])
+        torch.testing.assert_close(row, weights[:, :, t])
+
+
+def test_a_decoder_with_heads_projects_the_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = MultiHeadAttention(8, 2, query_dim=6)
+    decoder = AttentionDecoder(9, 5, 6, 8, scoring=heads).eval()
+    counts = {"W_k": 0, "W_v": 0}
+    for name in counts:
+        getattr(heads, name).register_forward_hook(
+            lambda *_, name=name: counts.update({name: counts[name] + 1})
+        )
+    memory = EncoderOutput(torch.randn(2, 4, 8), (torch.randn(1, 2, 8),))
+    decoder(torch.randint(9, (2, 5)), decoder.start(memory, torch.tensor([4, 2])))
+    assert counts == {"W_k": 1, "W_v": 1}
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_translations_come_with_the_weights_of_each_head(width: int) -> None:
+    words = Vocabulary(["le chat noir dort"])
+    sizes = {"embed_dim": 4, "hidden_dim": 4}
+    torch.manual_seed(0)
+    translator = build_translator(sizes, sizes | {"num_heads": 4}, words, words)
+    one, two = translator.translate(
+        ["chat", "le chat noir"], width=width, max_len=5, need_weights=True
+    )
+    for found in (one, two):
+        assert found.weights is not None
+        assert found.weights.shape == (4, len(found.target), len(found.source))
+        torch.testing.assert_close(found.weights.sum(-1), torch.ones(4, len(found.target)))
+    ids = torch.tensor([[words.bos, *(words.tokens.index(token) for token in two.target[:-1])]])
+    source = torch.tensor([[*words.encode("le chat noir"), words.eos]])
+    _, scored = translator.model(source, torch.tensor([4]), ids, need_weights=True)
+    torch.testing.assert_close(scored[0, :, : len(two.target)], two.weights)
 
 
 # PyTorch's layer

@@ -335,5 +335,5 @@ def test_searches_refuse(change: dict[str, Any], message: str) -> None:
 
 
 def test_a_search_needs_a_translator() -> None:
-    with pytest.raises(TypeError, match="model must be a Seq2Seq, got Linear"):
+    with pytest.raises(TypeError, match="module with start and step, such as Seq2Seq, got Linear"):
         greedy_decode(nn.Linear(1, 1), **sources(), **IDS, max_len=3)  # type: ignore[arg-type]
