@@ -7,20 +7,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sacrebleu
 import torch
 
 from attn_course.benchmarks import trainings
 from attn_course.benchmarks.trainings import (
-    DECODER,
-    ENCODER,
-    GRAMMAR,
-    NAMES,
     PRETRAINED,
+    RUNS,
+    command,
+    common,
     exact_match,
     find_training,
     main,
-    run,
+    seq2seq,
     store,
+    stored,
     train,
     vocabularies,
 )
@@ -35,28 +36,30 @@ from attn_course.data import (
 )
 from attn_course.seq2seq import build_translator
 
-RUNS: list[dict[str, Any]] = [{"seed": 0, "seconds": 10.0}, {"seed": 1, "seconds": 21.0}]
+RECORDS: list[dict[str, Any]] = [{"seed": 0, "seconds": 10.0}, {"seed": 1, "seconds": 21.0}]
 
 
 def test_what_is_stored_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "new"
-    path = store("attention", RUNS, folder)
+    path = store("attention", RECORDS, folder)
     assert path.name == "attention.json" and list(folder.iterdir()) == [path]
     found = find_training("attention", folder)
-    assert found["runs"] == RUNS and found["name"] == "attention"
+    assert found["runs"] == RECORDS and found["name"] == "attention"
     assert found["note"].startswith("stored run: 2 seeds, 16 s each, " + found["device"]["name"])
     assert found["note"].endswith(f"torch {found['versions']['torch']}, {found['date'][:10]}")
-    store("attention", RUNS[:1], folder)
+    store("attention", RECORDS[:1], folder)
     assert find_training("attention", folder)["note"].startswith("stored run: 1 seed, 10 s each")
 
 
 def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"name must be one of .*'lecture', got 'luong'"):
-        find_training("luong", tmp_path)
+    store("attention", RECORDS, tmp_path)
     with pytest.raises(
-        ValueError, match=r"attention has not been run: python -m attn_course\.bench"
+        ValueError,
+        match=r"luong has not been run: python -m attn_.* luong\. Stored are: attention",
     ):
-        find_training("attention", tmp_path)
+        find_training("luong", tmp_path)
+    with pytest.raises(ValueError, match=r"Stored are: none\."):
+        find_training("attention", tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize("step", ["dump", "replace"])
@@ -66,22 +69,22 @@ def test_a_crash_leaves_the_old_file(
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    path = store("attention", RUNS, tmp_path)
+    path = store("attention", RECORDS, tmp_path)
     before = path.read_text(encoding="utf-8")
     if step == "replace":
-        monkeypatch.setattr(trainings.os, "replace", crash)
+        monkeypatch.setattr(stored.os, "replace", crash)
         with pytest.raises(KeyboardInterrupt):
             store("attention", [], tmp_path)
     else:
         with pytest.raises(ValueError, match="not JSON compliant"):
-            store("attention", [*RUNS, {"seconds": float("nan")}], tmp_path)
+            store("attention", [*RECORDS, {"seconds": float("nan")}], tmp_path)
     assert path.read_text(encoding="utf-8") == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_stored_files_are_whole() -> None:
-    for path in trainings.TRAININGS.glob("*"):
-        assert path.stem in NAMES and path.suffix == ".json"
+    for path in trainings.STORED.glob("*"):
+        assert path.stem in RUNS and path.suffix == ".json"
         assert find_training(path.stem)["runs"]
         assert path.read_text(encoding="utf-8").endswith("}\n")
 
@@ -125,19 +128,14 @@ def words() -> tuple[Vocabulary, Vocabulary]:
     return tuple(Vocabulary([[f"w{i}" for i in range(n)]]) for n in (225, 280))  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", GRAMMAR)
+@pytest.mark.parametrize("name", seq2seq.GRAMMAR)
 def test_the_models_have_about_equally_many_parameters(
     name: str, words: tuple[Vocabulary, Vocabulary]
 ) -> None:
     def parameters(name: str) -> int:
-        options = GRAMMAR[name]
-        assert set(options) <= {"encoder", "decoder"}
-        encoder, decoder = (
-            base | options.get(part, {})
-            for part, base in (("encoder", ENCODER), ("decoder", DECODER))
-        )
-        translator = build_translator(encoder, decoder, *words)
-        return sum(parameter.numel() for parameter in translator.model.parameters())
+        assert set(seq2seq.GRAMMAR[name]) <= {"encoder", "decoder"}
+        model = seq2seq.make(name, *words).model
+        return sum(parameter.numel() for parameter in model.parameters())
 
     assert parameters(name) == pytest.approx(parameters("attention"), rel=0.03)
 
@@ -180,47 +178,46 @@ def test_padding_is_no_part_of_the_loss() -> None:
 
 
 def test_each_name_has_its_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[tuple[Any, ...]] = []
+    called: list[Any] = []
 
-    def note(function: str) -> None:
-        def training(*args: Any) -> dict[str, Any]:
-            called.append((function, *args))
-            return {}
+    def note(build: Any, seed: int, **options: Any) -> dict[str, Any]:
+        called.append((build.args[0], seed, options))
+        return {}
 
-        monkeypatch.setattr(trainings, function, training)
-
-    for function in ("run_grammar", "run_languages", "run_tatoeba", "run_lecture"):
-        note(function)
-    for name in NAMES:
-        run(name, 7)
-    assert len(called) == len(NAMES) == len(set(called))
-    assert called[: len(GRAMMAR)] == [("run_grammar", name, 7) for name in GRAMMAR]
-    assert ("run_languages", True, 7) in called and ("run_languages", False, 7) in called
-    with pytest.raises(ValueError, match=r"name must be one of .* got 'unknown'"):
-        run("unknown", 0)
+    monkeypatch.setattr(seq2seq, "on_grammar", note)
+    for name in seq2seq.GRAMMAR:
+        seq2seq.RUNS[name](7)
+        short = {"size": 20_000, "epochs": 2} if name.startswith("short_") else {}
+        assert called.pop() == (name, 7, short)
+    chapters = [module.RUNS for module in command.MODULES]
+    assert len(RUNS) == sum(map(len, chapters))  # no name twice
 
 
 def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stored = []
+    kept = []
 
     def keep(name: str, runs: list[dict[str, Any]]) -> Path:
-        stored.append((name, runs))
+        kept.append((name, runs))
         return tmp_path
 
-    monkeypatch.setattr(trainings, "run", lambda name, seed: {"name": name, "seed": seed})
-    monkeypatch.setattr(trainings, "store", keep)
-    monkeypatch.setattr(trainings, "make_pretrained", lambda name: tmp_path / name)
+    for name in RUNS:
+        monkeypatch.setitem(RUNS, name, lambda seed, name=name: {"name": name, "seed": seed})
+    for name in PRETRAINED:
+        monkeypatch.setitem(PRETRAINED, name, lambda name=name: tmp_path / name)
+    monkeypatch.setattr(command, "store", keep)
     assert main(["attention", "lecture", "--seeds", "2"]) == 0
-    assert [name for name, _ in stored] == ["attention", "lecture"]
-    assert stored[0][1] == [{"name": "attention", "seed": 0}, {"name": "attention", "seed": 1}]
-    stored.clear()
-    assert main([]) == 0 and [name for name, _ in stored] == list(NAMES)
+    assert [name for name, _ in kept] == ["attention", "lecture"]
+    assert kept[0][1] == [{"name": "attention", "seed": 0}, {"name": "attention", "seed": 1}]
+    kept.clear()
+    assert main([]) == 0 and [name for name, _ in kept] == list(RUNS)
     capsys.readouterr()
     assert main(["--pretrained"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"stored: {tmp_path / name}" for name in PRETRAINED]
+    assert main(["--pretrained", "grammar_french"]) == 0
+    assert capsys.readouterr().out == f"stored: {tmp_path / 'grammar_french'}\n"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +225,7 @@ def test_the_command(
     [
         (["attention", "luong"], "there is no training luong, only attention, "),
         (["--seeds", "0"], "got 0"),
+        (["--pretrained", "attention"], "there is no training attention, only grammar_french"),
     ],
 )
 def test_the_command_refuses_before_it_trains(
@@ -236,7 +234,9 @@ def test_the_command_refuses_before_it_trains(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(trainings, "run", lambda *_: pytest.fail("something was trained"))
+    for names in (RUNS, PRETRAINED):
+        for name in names:
+            monkeypatch.setitem(names, name, lambda *_: pytest.fail("something was trained"))
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -247,22 +247,21 @@ def test_two_languages_from_one_model(tell: bool, monkeypatch: pytest.MonkeyPatc
     """Whoever is told the language gets each one right; else there is one answer for both."""
     pairs = {"french": Pair("the cat", "le chat"), "spanish": Pair("the cat", "el gato")}
     monkeypatch.setattr(
-        trainings,
+        seq2seq,
         "grammar",
         lambda language, **_: SimpleNamespace(
             train=[pairs[language]] * 1500, test=[pairs[language]] * 2
         ),
     )
-    right = trainings.run_languages(tell, 0)["right"]
+    right = seq2seq.run_languages(tell, 0)["right"]
     if tell:
         assert right == {"french": 1.0, "spanish": 1.0}
     else:
         assert right["french"] + right["spanish"] <= 1.0
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
-def test_the_course_s_translators_are_judged_as_they_are_stored(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_kept_translator_is_judged_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Untrained here: its file holds the very numbers whose translations were counted."""
     judged: dict[str, Any] = {}
@@ -271,16 +270,51 @@ def test_the_course_s_translators_are_judged_as_they_are_stored(
         judged.update({k: v.clone() for k, v in translator.model.state_dict().items()})
         return {"all": 0.25}
 
-    data = SimpleNamespace(train=[SIGNPOST], test=[SIGNPOST])
-    monkeypatch.setattr(trainings, "grammar", lambda **_: data)
-    monkeypatch.setattr(trainings, "train", lambda *args, **kwargs: None)
-    monkeypatch.setattr(trainings, "exact_match", judge)
+    monkeypatch.setattr(common, "grammar", lambda **_: SimpleNamespace(train=[SIGNPOST], test=[]))
+    monkeypatch.setattr(common, "train", lambda *args, **kwargs: None)
+    monkeypatch.setattr(common, "exact_match", judge)
     monkeypatch.setattr("attn_course.data.checkpoints.FOLDER", tmp_path)
-    assert trainings.make_pretrained(name) == tmp_path / f"{name}.safetensors"
-    config, state = pretrained(name)
+    encoder, decoder = {"embed_dim": 4, "hidden_dim": 3}, {"embed_dim": 4, "hidden_dim": 6}
+    path = common.keep("tiny", encoder, decoder, build_translator)
+    assert path == tmp_path / "tiny.safetensors"
+    config, state = pretrained("tiny")
     assert config["exact_match"] == 0.25 and config["source"] == sorted(SIGNPOST.source.split())
-    options = GRAMMAR[PRETRAINED[name]]
-    assert config["encoder"] == ENCODER | options.get("encoder", {})
-    assert config["decoder"] == DECODER | options.get("decoder", {})
+    assert config["encoder"] == encoder and config["decoder"] == decoder
     assert state.keys() == judged.keys()
     assert all(bool((state[key] == judged[key]).all()) for key in state)
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_each_translator_that_comes_with_the_course_is_what_it_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The options that it is made with today are the ones that it was stored with."""
+    monkeypatch.setattr(common, "save_pretrained", lambda name, config, state: (name, config))
+    monkeypatch.setattr(common, "train", lambda *args, **kwargs: None)
+    monkeypatch.setattr(common, "exact_match", lambda *_: {"all": 0.0})
+    kept, config = PRETRAINED[name]()  # type: ignore[misc]
+    stored_config, _ = pretrained(name)
+    assert kept == name
+    assert {**config, "exact_match": None} == {**stored_config, "exact_match": None}
+
+
+def test_bleu_takes_all_references_and_unknown_tokens() -> None:
+    """Against sacrebleu's own count: two references for one sentence, one for the other."""
+    answers = {"the cat": "le chat noir dort", "a dog": "un chien"}
+    asked: list[dict[str, Any]] = []
+
+    def translate(sentences: list[str], **options: Any) -> list[SimpleNamespace]:
+        asked.append(options)
+        return [SimpleNamespace(text=answers[sentence]) for sentence in sentences]
+
+    references = {"the cat": ["le chat dort", "le chat noir dort"], "a dog": ["un gros chien"]}
+    found = common.bleu(SimpleNamespace(translate=translate), references)  # type: ignore[arg-type]
+    expected = sacrebleu.corpus_bleu(
+        ["le chat noir dort", "un chien"],
+        [["le chat dort", "un gros chien"], ["le chat noir dort", None]],  # type: ignore[list-item]
+        tokenize="none",
+    ).score
+    assert found["bleu"]["greedy"] == found["bleu"]["beam of 4"] == round(expected, 2)
+    assert found["bleu"]["source, untranslated"] == 0.0 and found["test_sentences"] == 2
+    assert [options["width"] for options in asked] == [1, 4]
+    assert all(options["unknown"] == "unk" for options in asked)

@@ -1,0 +1,7 @@
+"""``python -m attn_course.benchmarks.trainings``."""
+
+import sys
+
+from attn_course.benchmarks.trainings import main
+
+sys.exit(main())
