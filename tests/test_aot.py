@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from attn_course import _triton
+from attn_course import _aot, _triton
 
 pytestmark = pytest.mark.triton
 
@@ -34,6 +34,7 @@ def test_all_compile_and_fit(compiled: list[dict]) -> None:
     assert not errors, "\n".join(errors)
     for row in compiled:
         assert 0 < row["instructions"] and row["shared"] <= _triton.SHARED_MEMORY[row["arch"]]
+        assert row["aligned"], f"{row['label']}: compiled for pointers to anywhere"
 
 
 def test_every_kernel_ships_for_every_architecture(compiled: list[dict]) -> None:
@@ -49,9 +50,23 @@ def test_every_kernel_ships_for_every_architecture(compiled: list[dict]) -> None
 
 def test_kernels_are_found_by_the_name_of_their_file() -> None:
     found = _triton.kernel_modules()
-    assert {"attn_course.kernel_regression.kernel", "attn_course.scoring.kernel"} <= set(found)
-    assert {"attn_course.heatmaps.kernel", "attn_course.scoring.additive_kernel"} <= set(found)
+    assert {
+        "attn_course.kernel_regression.kernel",
+        "attn_course.heatmaps.kernel",
+        "attn_course.scoring.kernel",
+        "attn_course.scoring.additive_kernel",
+        "attn_course.dot_product.kernel",
+        "attn_course.dot_product.backward_kernel",
+        "attn_course.positional.kernel",
+    } <= set(found)
     assert not any(name.split(".")[1] == "exercises" for name in found)
+
+
+def test_pointers_and_strides_are_taken_to_be_aligned() -> None:
+    kinds = {"query_ptr": "*fp32", "n": "i32", "stride_qm": "i32", "scale": "fp32", "DIM": "i32"}
+    kinds |= {"stride_qd": "constexpr"}
+    shipped = _triton.Shipped(None, 80, kinds, {"stride_qd": 1})
+    assert _aot.aligned(shipped) == ["query_ptr", "stride_qm"]
 
 
 def test_a_kernel_that_asks_for_too_much_is_refused() -> None:

@@ -2,7 +2,8 @@
 
 A case belongs to one mechanism. It makes inputs of a size, knows the exact answer for some
 rows of the output, and has peers: functions that compute the same. A later chapter adds a
-module beside this one, with a ``CASE``, and its name to ``MODULES``.
+module beside this one, with a ``CASE`` and perhaps ``MORE`` of them, and its name to
+``MODULES``.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-#: The modules of this package that hold a ``CASE``.
-MODULES = ("kernel_regression", "heatmaps", "masked_softmax", "additive_attention")
+#: The modules of this package that hold a ``CASE``, named as they are, and may hold ``MORE``.
+MODULES = (
+    "kernel_regression",
+    "heatmaps",
+    "masked_softmax",
+    "additive_attention",
+    "dot_product_attention",
+    "multi_head",
+    "add_norm",
+    "rotary",
+)
 
 FORWARD = "forward"
 BOTH = "forward+backward"
@@ -118,10 +128,13 @@ def all_cases(modules: Sequence[str] = MODULES) -> dict[str, Case]:
     """Every case, by name.
 
     Example:
-        >>> sorted(all_cases())
-        ['additive_attention', 'heatmaps', 'kernel_regression', 'masked_softmax']
+        >>> list(all_cases(["masked_softmax", "heatmaps"]))
+        ['masked_softmax', 'heatmaps', 'heatmaps_causal', 'heatmaps_windowed']
     """
-    found: list[Case] = [import_module(f"{__package__}.{name}").CASE for name in modules]
+    found: list[Case] = []
+    for name in modules:
+        module = import_module(f"{__package__}.{name}")
+        found += [module.CASE, *getattr(module, "MORE", ())]
     return {case.name: case for case in found}
 
 

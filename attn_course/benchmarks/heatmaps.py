@@ -1,8 +1,12 @@
-"""Pooled attention weights: n queries, n keys, 64 coordinates, a picture of 128 x 128."""
+"""Pooled attention weights: n queries, n keys, 64 coordinates, a picture of 128 x 128.
+
+Three cases: every query sees every key, the keys up to its own, or those in a window.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +20,17 @@ DIM = 64
 #: Queries that the two-pass form answers at a time.
 CHUNK = 4096
 
+ALL, CAUSAL, WINDOWED = "all", "causal", "windowed"
+
 
 def bins_of(size: int) -> int:
     """How many bins the picture has each way; they divide the sizes measured."""
     return min(128, size // 8)
+
+
+def window_of(size: int) -> int:
+    """How many keys a windowed query sees to each side."""
+    return min(256, size // 4)
 
 
 def inputs(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -28,16 +39,24 @@ def inputs(size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return query, key
 
 
-def expected(inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+def expected(inputs: tuple[Tensor, ...], rows: Tensor, mask: str) -> Tensor:
     """Some rows of the picture, each from the exact weights of its queries."""
     query, key = inputs
     bins = bins_of(len(query))
-    groups = query.unflatten(0, (bins, -1))[rows]  # [rows, queries a bin, dim]
-    return torch.stack([_pool(_weights(group, key), bins).squeeze(0) for group in groups])
+    places = torch.arange(len(query)).unflatten(0, (bins, -1))[rows]  # [rows, queries a bin]
+    return torch.stack(
+        [_pool(_scores(query[i], key, i, mask).softmax(-1), bins).squeeze(0) for i in places]
+    )
 
 
-def _weights(query: Tensor, key: Tensor) -> Tensor:
-    return torch.softmax(query @ key.mT / DIM**0.5, -1)
+def _scores(query: Tensor, key: Tensor, places: Tensor, mask: str) -> Tensor:
+    """Of the queries at some places with all keys, -inf where the mask hides."""
+    scores = query @ key.mT / DIM**0.5
+    if mask == ALL:
+        return scores
+    ahead = torch.arange(len(key), device=key.device) - places[:, None]
+    hidden = ahead > 0 if mask == CAUSAL else ahead.abs() > window_of(len(key))
+    return scores.masked_fill(hidden, -torch.inf)
 
 
 def _pool(weights: Tensor, bins: int) -> Tensor:
@@ -45,21 +64,27 @@ def _pool(weights: Tensor, bins: int) -> Tensor:
     return weights.mean(0, keepdim=True).unflatten(1, (bins, -1)).sum(2)
 
 
-def full_matrix(query: Tensor, key: Tensor) -> Tensor:
+def full_matrix(device: torch.device, mask: str) -> Function:
     """All weights, stored, and then pooled."""
-    bins = bins_of(len(query))
-    weights = _weights(query, key)
-    return weights.unflatten(0, (bins, -1)).mean(1).unflatten(1, (bins, -1)).sum(2)
+
+    def pooled(query: Tensor, key: Tensor) -> Tensor:
+        bins = bins_of(len(query))
+        weights = _scores(query, key, torch.arange(len(query), device=device), mask).softmax(-1)
+        return weights.unflatten(0, (bins, -1)).mean(1).unflatten(1, (bins, -1)).sum(2)
+
+    return pooled
 
 
-def two_pass_chunk(query: Tensor, key: Tensor, bins: int, group: int) -> Tensor:
+def two_pass_chunk(
+    query: Tensor, key: Tensor, places: Tensor, mask: str, bins: int, group: int
+) -> Tensor:
     """First the normaliser of each query of a chunk, then its weights, pooled."""
-    scores = query @ key.mT / DIM**0.5  # [chunk, key_len]
+    scores = _scores(query, key, places, mask)  # [chunk, key_len]
     weights = torch.exp(scores - torch.logsumexp(scores, 1, keepdim=True))
     return weights.unflatten(1, (bins, -1)).sum(2).unflatten(0, (-1, group)).mean(1)
 
 
-def two_pass(device: torch.device) -> Function:
+def two_pass(device: torch.device, mask: str) -> Function:
     """``two_pass_chunk`` through torch.compile, over chunks of the queries."""
     torch.compiler.reset()
     chunk = torch.compile(two_pass_chunk, fullgraph=True, dynamic=False)
@@ -67,26 +92,38 @@ def two_pass(device: torch.device) -> Function:
     def pooled(query: Tensor, key: Tensor) -> Tensor:
         bins = bins_of(len(query))
         group = len(query) // bins  # divides CHUNK: both are powers of two
-        return torch.cat([chunk(part, key, bins, group) for part in query.split(CHUNK)])
+        places = torch.arange(len(query), device=device)
+        parts = zip(query.split(CHUNK), places.split(CHUNK), strict=True)
+        return torch.cat([chunk(part, key, mine, mask, bins, group) for part, mine in parts])
 
     return pooled
 
 
-def ours(device: torch.device, impl: str) -> Function:
+def ours(device: torch.device, mask: str, impl: str) -> Function:
     """The package's function, through one implementation."""
 
     def pooled(query: Tensor, key: Tensor) -> Tensor:
-        return pooled_weights(query, key, bins=bins_of(len(query)), impl=impl)
+        n = len(query)
+        options: dict[str, Any] = {"is_causal": mask == CAUSAL}
+        if mask == WINDOWED:
+            options["window"] = (window_of(n), window_of(n))
+        return pooled_weights(query, key, bins=bins_of(n), impl=impl, **options)
 
     return pooled
 
 
-def flops(size: int, direction: str) -> int:
+def flops(size: int, direction: str, mask: str) -> int:
     """A pair costs 2 d for its score and 2 to normalise and pool; the exponential is extra.
 
     What does not store the scores computes them twice.
     """
-    return size * size * (2 * DIM + 2)
+    width = window_of(size)
+    pairs = {
+        ALL: size * size,
+        CAUSAL: size * (size + 1) // 2,
+        WINDOWED: size * (2 * width + 1) - width * (width + 1),
+    }
+    return pairs[mask] * (2 * DIM + 2)
 
 
 def bytes_moved(size: int, direction: str) -> int:
@@ -94,31 +131,38 @@ def bytes_moved(size: int, direction: str) -> int:
     return 4 * (2 * size * DIM + bins_of(size) ** 2)
 
 
-CASE = Case(
-    name="heatmaps",
-    title="Pooled attention weights, n queries and n keys in 64 dimensions",
-    inputs=inputs,
-    expected=expected,
-    peers=(
-        Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
+def case(name: str, what: str, mask: str, sizes: dict[str, tuple[int, ...]]) -> Case:
+    """One of the three; they differ in what a query may see."""
+    return Case(
+        name=name,
+        title=f"Pooled attention weights, n queries and n keys in 64 dimensions{what}",
+        inputs=inputs,
+        expected=partial(expected, mask=mask),
+        peers=(
+            Peer("auto", partial(ours, mask=mask, impl="auto"), ours=True, devices=("cpu",)),
+            Peer(
+                "triton",
+                partial(ours, mask=mask, impl="triton"),
+                ours=True,
+                why_not=no_triton,
+                why_untimed=interpreted,
+            ),
+            Peer("full matrix", partial(full_matrix, mask=mask), need=partial(matrices, 3, 3)),
+            Peer("torch.compile, two passes", partial(two_pass, mask=mask), devices=("cuda",)),
         ),
-        Peer("full matrix", lambda device: full_matrix, need=partial(matrices, 3, 3)),
-        Peer("torch.compile, two passes", two_pass, devices=("cuda",)),
-    ),
-    sizes={
-        "cpu": {FORWARD: (1024, 4096, 8192)},
-        "cuda": {FORWARD: (1 << 14, 1 << 16)},
-    },
-    quick_sizes={FORWARD: (256,)},
-    flops=flops,
-    bytes_moved=bytes_moved,
-    rows=bins_of,
-    max_rows=4,
-    tiny=32,
+        sizes={device: {FORWARD: some} for device, some in sizes.items()},
+        quick_sizes={FORWARD: (256,)},
+        flops=partial(flops, mask=mask),
+        bytes_moved=bytes_moved,
+        rows=bins_of,
+        max_rows=4,
+        tiny=32,
+    )
+
+
+_CUDA = {"cuda": (1 << 14, 1 << 16)}
+CASE = case("heatmaps", "", ALL, {"cpu": (1024, 4096, 8192), **_CUDA})
+MORE = (
+    case("heatmaps_causal", ", causal", CAUSAL, {"cpu": (4096, 1 << 14), **_CUDA}),
+    case("heatmaps_windowed", ", 256 each way", WINDOWED, {"cpu": (4096, 1 << 14), **_CUDA}),
 )

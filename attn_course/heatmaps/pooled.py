@@ -9,12 +9,17 @@ the mean over the bin's queries, so that a bin speaks for its queries, of the su
 the bin's keys, so that each row of the picture still sums to one. Bin b of B over n
 positions covers floor(b n / B), ..., floor((b+1) n / B) - 1: contiguous, and no two
 sizes differ by more than one.
+
+What hides keys leaves each query a span of them, begin_i, ..., end_i - 1: valid lengths cut
+it on the right, a causal mask and a window follow the query. Two numbers a query say all,
+and keys outside the spans of a block of queries are not even looked at.
 """
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,6 +41,12 @@ IMPLEMENTATIONS = ("auto", "reference", "triton")
 #: How many weights the reference holds at a time (or one row, if that is more).
 BLOCK_ELEMENTS = 1 << 20
 
+#: How many keys to the left and to the right of a query's position it may see.
+Window: TypeAlias = tuple[int | None, int | None]
+
+#: The first key that each query may see, ``[n]``, and the one after the last, ``[..., n]``.
+Spans: TypeAlias = tuple[Tensor, Tensor]
+
 
 def bin_edges(length: int, bins: int) -> list[int]:
     """Where bins begin, and where the last one ends.
@@ -54,7 +65,8 @@ def pooled_weights_reference(
     bins: tuple[int, int],
     score: str,
     weight: Tensor | None = None,
-    lens: Tensor | None = None,
+    spans: Spans | None = None,
+    slopes: Tensor | None = None,
     block_elements: int = BLOCK_ELEMENTS,
 ) -> Tensor:
     """The picture, from the exact softmax of a few queries at a time.
@@ -65,40 +77,62 @@ def pooled_weights_reference(
         bins: Of the queries and of the keys.
         score: One of ``SCORES``.
         weight: ``[d]``, of the additive score.
-        lens: How many leading keys count; broadcasts to ``[..., n]``.
+        spans: Which keys each query may see; ``None``: all.
+        slopes: ``[heads]``, of the bias -slope * distance.
         block_elements: How many weights to hold at a time; of the additive score, how
             many hidden numbers.
 
     Returns:
         ``[..., q_bins, k_bins]``.
     """
-    q_bins, k_bins = bins
+    n, m, (q_bins, k_bins) = query.shape[-2], key.shape[-2], bins
     batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-    # Keys, bin by bin, the shorter bins filled up to the longest: then a sum over
-    # a bin is a sum over an axis.
-    edges = torch.tensor(bin_edges(key.shape[-2], k_bins), device=key.device)
-    longest = -(-key.shape[-2] // k_bins)
-    place = (edges[:-1, None] + torch.arange(longest, device=key.device)).flatten()
-    inside = place < edges[1:].repeat_interleave(longest)  # [k_bins * longest]
-    place = place.clamp_max(key.shape[-2] - 1)
-    key = key[..., place, :]
-
-    wide = 1 if weight is None else len(weight)
-    rows = max(1, block_elements // max(1, batch.numel() * len(place) * wide))
     picture = query.new_zeros(*batch, q_bins, k_bins)
-    for b, (first, last) in enumerate(pairwise(bin_edges(query.shape[-2], q_bins))):
+    if not picture.numel():
+        return picture
+    begins, ends = [0] * n, [m] * n
+    if spans is not None:  # of all batch items together
+        begins, ends = spans[0].tolist(), spans[1].reshape(-1, n).amax(0).tolist()
+    wide = batch.numel() * (1 if weight is None else len(weight))
+    longest = max(end - begin for begin, end in zip(begins, ends, strict=True))
+    rows = _rows(block_elements // wide, max(1, longest), m)
+    places = torch.arange(m, device=key.device)
+
+    # The keys of each bin, shorter bins filled up: a sum over a bin is then one over an axis.
+    edges = torch.tensor(bin_edges(m, k_bins), device=key.device)
+    grid = edges[:-1, None] + places[: -(-m // k_bins)]
+    inside, grid = grid < edges[1:, None], grid.clamp_max(m - 1)  # [k_bins, keys of a bin]
+
+    for b, (first, last) in enumerate(pairwise(bin_edges(n, q_bins))):
+        received = query.new_zeros(*batch, m)  # by each key, of the weights of the bin's queries
         for start in range(first, last, rows):
-            stop = min(start + rows, last)
-            scores = _scores(query[..., start:stop, :], key, score, weight)
-            allowed = inside
-            if lens is not None:
-                some = lens if lens.shape[-1] == 1 else lens[..., start:stop]
-                allowed = inside & (place < some.unsqueeze(-1))
-            weights = _softmax(scores.masked_fill(~allowed, -torch.inf))
-            weights = weights.unflatten(-1, (k_bins, longest))
-            picture[..., b, :] += weights.sum((-3, -1))
-        picture[..., b, :] /= last - first
+            mine = slice(start, min(start + rows, last))
+            seen = slice(begins[start], max(ends[mine]))
+            if seen.start >= seen.stop:
+                continue
+            scores = _scores(query[..., mine, :], key[..., seen, :], score, weight)
+            if slopes is not None:
+                distance = places[seen] - torch.arange(n, device=key.device)[mine, None]
+                scores = scores - slopes[:, None, None] * distance.abs()
+            if spans is not None:
+                begin, end = (x[..., mine, None] for x in spans)
+                hidden = (places[seen] < begin) | (places[seen] >= end)
+                scores = scores.masked_fill(hidden, -torch.inf)
+            received[..., seen] += _softmax(scores).sum(-2)
+        picture[..., b, :] = (received[..., grid] * inside).sum(-1) / (last - first)
     return picture
+
+
+def _rows(budget: int, longest: int, m: int) -> int:
+    """How many queries at a time, so that their weights fit the budget.
+
+    r neighbours with spans of at most w keys see r + w - 1 keys together, and at most m. In
+    narrow windows they are few, or most of their block would be hidden.
+    """
+    rows = max(budget // m, (math.isqrt(longest**2 + 4 * budget) - longest) // 2)
+    if 2 * longest < m:
+        rows = min(rows, max(64, longest))
+    return max(1, rows)
 
 
 def _scores(query: Tensor, key: Tensor, score: str, weight: Tensor | None) -> Tensor:
@@ -130,13 +164,18 @@ def pooled_weights(
     width: float | Tensor = 1.0,
     weight: Tensor | None = None,
     valid_lens: Tensor | None = None,
+    is_causal: bool = False,
+    window: Window | None = None,
+    bias_slopes: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attention weights, pooled into bins without storing the matrix.
 
     Mean over a bin's queries, sum over a bin's keys: each row of the picture sums to
-    one. A query that may attend to nothing counts as a row of zeros. Memory is
-    O(query_len + key_len), besides the picture. No gradients: it is a picture.
+    one. A query that may attend to nothing counts as a row of zeros. What may be seen is
+    what ``valid_lens``, ``is_causal`` and ``window`` all allow; the rest of the matrix is
+    skipped. Memory is O(query_len + key_len), besides the picture. No gradients: it is a
+    picture.
 
     Args:
         query: ``[..., query_len, dim]``.
@@ -151,6 +190,11 @@ def pooled_weights(
         weight: Of the additive score, ``[dim]``, which needs it.
         valid_lens: How many leading keys count, ``[batch]`` or ``[batch, query_len]``
             (``batch``: the first leading dimension).
+        is_causal: Query i may see keys 0 to i.
+        window: ``(left, right)``: query i may see keys i - ``left`` to i + ``right``;
+            ``None``: as many as there are.
+        bias_slopes: Of dot products: for each head, the last leading dimension, a number,
+            ``[heads]``. -slope * |i - j| is added to the scores (ALiBi).
         impl: Which implementation:
 
             ============= ======================================================
@@ -164,7 +208,7 @@ def pooled_weights(
         float32 for all others.
 
     Raises:
-        TypeError: A tensor has the wrong kind of numbers.
+        TypeError: A tensor has the wrong kind of numbers, or ``window`` the wrong type.
         ValueError: A shape, a number of bins, a name or a combination is out of place.
         RuntimeError: ``impl="triton"`` cannot be had here; the message says why.
 
@@ -178,6 +222,9 @@ def pooled_weights(
         tensor([[1., 0., 0.],
                 [0., 1., 0.],
                 [0., 0., 1.]])
+        >>> pooled_weights(position, position, bins=2, scale=0.0, is_causal=True)
+        tensor([[1.0000, 0.0000],
+                [0.6167, 0.3833]])
     """
     check_floating("query", query)
     check_floating("key", key)
@@ -201,6 +248,7 @@ def pooled_weights(
         key_len=key_len,
         device=query.device,
     )
+    spans = _spans(query_len, key_len, lens, is_causal, window, query.device)
     if impl == "auto":
         impl = "triton" if query.device.type == "cuda" and _triton.AVAILABLE else "reference"
     elif impl == "triton":
@@ -208,12 +256,65 @@ def pooled_weights(
 
     compute = torch.float64 if query.dtype == torch.float64 else torch.float32
     weight = _check_weight(weight, query, score)
+    slopes = _check_slopes(bias_slopes, batch_shape, query, score)
     query, key = _fold(query.to(compute), key.to(compute), score, scale, width)
     if impl == "triton":
         from attn_course.heatmaps import kernel as gpu
 
-        return gpu.pool(query, key, bins=both, score=score, weight=weight, lens=lens)
-    return pooled_weights_reference(query, key, bins=both, score=score, weight=weight, lens=lens)
+        pool = gpu.pool
+    else:
+        pool = pooled_weights_reference
+    return pool(query, key, bins=both, score=score, weight=weight, spans=spans, slopes=slopes)
+
+
+def _spans(
+    query_len: int,
+    key_len: int,
+    lens: Tensor | None,
+    is_causal: bool,
+    window: Window | None,
+    device: torch.device,
+) -> Spans | None:
+    """Which keys each query may see; ``None`` where it is all of them."""
+    if window is None:
+        window = (None, None)
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise TypeError(f"window must be a pair (left, right), got {window!r}.")
+    for side in window:
+        if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
+            raise TypeError(f"window must hold integers or None, got {window!r}.")
+        if side is not None and side < 0:
+            raise ValueError(f"window must hold no number below 0, got {window!r}.")
+    left, right = window
+    right = 0 if is_causal else right
+    if lens is None and left is None and right is None:
+        return None
+    position = torch.arange(query_len, device=device)
+    begin, end = torch.zeros_like(position), torch.full_like(position, key_len)
+    if left is not None:
+        begin = (position - min(left, query_len)).clamp_min(0)
+    if right is not None:
+        end = (position + min(right, key_len) + 1).clamp_max(key_len)
+    return begin, end if lens is None else torch.minimum(end, lens)
+
+
+def _check_slopes(
+    slopes: Tensor | None, batch_shape: tuple[int, ...], query: Tensor, score: str
+) -> Tensor | None:
+    """The slopes, in the precision of the computation."""
+    if slopes is None:
+        return None
+    if score != "dot":
+        raise ValueError(f"bias_slopes is for score='dot', got one with score={score!r}.")
+    check_floating("bias_slopes", slopes)
+    if not batch_shape or tuple(slopes.shape) != batch_shape[-1:]:
+        raise ValueError(
+            f"bias_slopes must hold a number for each head, {list(batch_shape[-1:]) or 'none here'}"
+            f", got shape {list(slopes.shape)}."
+        )
+    if slopes.device != query.device:
+        raise ValueError(f"bias_slopes must be on {query.device}, got {slopes.device}.")
+    return slopes.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
 
 
 def _check_weight(weight: Tensor | None, query: Tensor, score: str) -> Tensor | None:

@@ -15,9 +15,16 @@ from tests.benchmarks.fakes import CPU, fake_case, peer, right, wrong, wrong_gra
 
 CASES = list(all_cases().values())
 
+#: By a backend that no CPU has.
+GPU_ONLY = ("SDPA, cuDNN",)
+
 
 def test_every_module_has_a_case_of_its_name() -> None:
-    assert list(all_cases()) == list(cases.MODULES)
+    for name in cases.MODULES:
+        first, *more = all_cases([name])
+        assert first == name
+        assert all(other.startswith(f"{name}_") for other in more)
+    assert len(all_cases()) == sum(len(all_cases([name])) for name in cases.MODULES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -39,7 +46,7 @@ def test_plain_peers_are_right(case: Case, direction: str) -> None:
         pytest.skip(f"{case.name} has no {direction}")
     trial = Trial(case, case.tiny, direction, CPU)
     for entry in case.peers:
-        if entry.name not in ("triton", "KeOps") and "compile" not in entry.name:
+        if entry.name not in ("triton", "KeOps", *GPU_ONLY) and "compile" not in entry.name:
             assert trial.error(entry.make(CPU)) < case.tolerance, entry.name
 
 
@@ -50,13 +57,16 @@ def test_the_form_to_compile_is_right(name: str) -> None:
     assert Trial(case, case.tiny, BOTH, CPU).error(module.fusible) < case.tolerance
 
 
-def test_the_two_passes_are_right(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mask", ["all", "causal", "windowed"])
+def test_the_two_passes_are_right(monkeypatch: pytest.MonkeyPatch, mask: str) -> None:
     from attn_course.benchmarks import heatmaps
 
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     monkeypatch.setattr(heatmaps, "CHUNK", 16)
-    pooled = heatmaps.two_pass(CPU)
-    case = heatmaps.CASE
+    pooled = heatmaps.two_pass(CPU, mask)
+    case = dict(zip(("all", "causal", "windowed"), (heatmaps.CASE, *heatmaps.MORE), strict=True))[
+        mask
+    ]
     assert Trial(case, case.tiny, FORWARD, CPU).error(pooled) < case.tolerance
 
 

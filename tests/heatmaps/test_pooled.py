@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -51,6 +52,9 @@ def brute_force(
     width: list[float] | None = None,
     weight: list[float] | None = None,
     lens: list[int] | None = None,
+    is_causal: bool = False,
+    window: tuple[int | None, int | None] | None = None,
+    slope: float = 0.0,
 ) -> Tensor:
     """The picture of one matrix, without a batch: every weight, then every bin."""
     q, k = query.double().tolist(), key.double().tolist()
@@ -72,13 +76,21 @@ def brute_force(
                 -sum(((a - b) / w) ** 2 for a, b, w in zip(q[i], k[j], width, strict=True)) / 2
                 for j in range(m)
             ]
-        seen = m if lens is None else lens[i]
-        total = sum(math.exp(x - max(s[:seen])) for x in s[:seen])
+        seen = [j for j in range(m) if lens is None or j < lens[i]]
+        seen = [j for j in seen if not is_causal or j <= i]
+        left, right = window or (None, None)
+        seen = [j for j in seen if left is None or i - j <= left]
+        seen = [j for j in seen if right is None or j - i <= right]
+        if not seen:
+            continue
+        s = [x - slope * abs(i - j) for j, x in enumerate(s)]
+        largest = max(s[j] for j in seen)
+        total = sum(math.exp(s[j] - largest) for j in seen)
         (b,) = [b for b in range(bins[0]) if b * n // bins[0] <= i < (b + 1) * n // bins[0]]
         mine = (b + 1) * n // bins[0] - b * n // bins[0]
-        for j in range(seen):
+        for j in seen:
             (c,) = [c for c in range(bins[1]) if c * m // bins[1] <= j < (c + 1) * m // bins[1]]
-            picture[b][c] += math.exp(s[j] - max(s[:seen])) / total / mine
+            picture[b][c] += math.exp(s[j] - largest) / total / mine
     return torch.tensor(picture, dtype=torch.float64, device=query.device)
 
 
@@ -244,20 +256,169 @@ def test_valid_lens_per_query_make_a_causal_picture(impl: str) -> None:
     query, key = inputs(20, 20, 2)
     lens = torch.arange(20, device=DEVICE)  # the first query sees nothing: a row of zeros
     picture = pooled_weights(query, key, bins=5, valid_lens=lens, impl=impl)
-    exact = brute_force(query[1:], key, (19, 20), "dot", lens=lens.tolist()[1:])
-    exact = torch.cat([torch.zeros_like(exact[:1]), exact])
-    exact = exact.reshape(5, 4, 5, 4).sum(-1).mean(1)
+    exact = brute_force(query, key, (5, 5), "dot", lens=lens.tolist())
     torch.testing.assert_close(picture, exact, rtol=1e-6, atol=1e-9)
     assert picture[0].sum().item() == pytest.approx(3 / 4)
     none = pooled_weights(query, key, bins=5, valid_lens=torch.zeros_like(lens), impl=impl)
     assert torch.equal(none, torch.zeros_like(none))
 
 
+MASKS: dict[str, dict[str, Any]] = {
+    "causal": {"is_causal": True},
+    "causal-window": {"is_causal": True, "window": (17, 40)},
+    "band": {"window": (3, 18)},
+    "left": {"window": (5, None)},
+    "right": {"window": (None, 20)},
+    "diagonal": {"window": (0, 0)},
+}
+# More queries than keys, fewer, as many; bins that tiles of 16 do not meet.
+MASKED = [(63, 19, (4, 3)), (19, 61, (3, 4)), (37, 37, (1, 1)), (33, 20, (2, 10))]
+
+
+@pytest.mark.parametrize("shape", MASKED, ids=lambda s: f"n{s[0]}-m{s[1]}-bins{s[2][0]}x{s[2][1]}")
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_masks_equal_the_binned_full_matrix(impl: str, mask: dict[str, Any], shape: Any) -> None:
+    n, m, bins = shape
+    query, key = inputs(n, m, 2)
+    picture = pooled_weights(query, key, bins=bins, impl=impl, **mask)
+    exact = brute_force(query, key, bins, "dot", **mask)
+    torch.testing.assert_close(picture, exact, rtol=1e-6, atol=1e-9)
+    assert torch.equal(picture == 0, exact == 0)  # what nobody may see is zero, not small
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_masks_of_other_scores(impl: str) -> None:
+    query, key = inputs(35, 20, 3)
+    weight = torch.randn(3, dtype=torch.float64, device=DEVICE)
+    for score, more in (("gaussian", {}), ("additive", {"weight": weight})):
+        picture = pooled_weights(
+            query, key, bins=(3, 4), score=score, is_causal=True, window=(9, 9), impl=impl, **more
+        )
+        listed = {name: tensor.tolist() for name, tensor in more.items()}
+        exact = brute_force(query, key, (3, 4), score, is_causal=True, window=(9, None), **listed)
+        torch.testing.assert_close(picture, exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("error:invalid value")
+@pytest.mark.parametrize("mask", ["causal", "band", "left"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_masks_and_lengths_both_hide(impl: str, mask: str) -> None:
+    query, key = inputs(36, 20, 2, 3, 1)
+    lens = torch.tensor([20, 7, 0], device=DEVICE)
+    for item, length in enumerate(lens.tolist()):
+        key[item, 0, length:] = torch.nan
+    each = torch.randint(0, 21, (3, 36), device=DEVICE)
+    for valid_lens in (lens, torch.minimum(each, lens[:, None])):
+        listed = valid_lens.reshape(3, -1).expand(3, 36).tolist()
+        picture = pooled_weights(
+            query, key, bins=(4, 3), valid_lens=valid_lens, impl=impl, **MASKS[mask]
+        )
+        for item in range(3):
+            exact = brute_force(
+                query[item, 0], key[item, 0], (4, 3), "dot", lens=listed[item], **MASKS[mask]
+            )
+            torch.testing.assert_close(picture[item, 0], exact, rtol=1e-6, atol=1e-9)
+        assert torch.equal(picture[2], torch.zeros_like(picture[2]))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_queries_beyond_the_window_of_every_key_are_rows_of_zeros(impl: str) -> None:
+    query, key = inputs(40, 10, 2)
+    picture = pooled_weights(query, key, bins=(40, 2), window=(4, 0), impl=impl)
+    ones = (torch.arange(40, device=DEVICE) < 14).double()  # query 13 still sees key 9
+    torch.testing.assert_close(picture.sum(-1), ones)
+    assert torch.equal(picture[14:], torch.zeros_like(picture[14:]))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_window_wider_than_everything_hides_nothing(impl: str) -> None:
+    query, key = inputs(17, 20, 2)
+    whole = pooled_weights(query, key, bins=4, impl=impl)
+    for side in (20, 10**30):
+        picture = pooled_weights(query, key, bins=4, window=(side, side), impl=impl)
+        torch.testing.assert_close(picture, whole)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_slopes_hold_the_weights_near(impl: str, is_causal: bool) -> None:
+    query, key = inputs(18, 33, 2, 2, 3)
+    slopes = torch.tensor([0.0, 0.5, 0.125], device=DEVICE)  # of another precision
+    picture = pooled_weights(
+        query, key[:1], bins=(2, 5), bias_slopes=slopes, is_causal=is_causal, impl=impl
+    )
+    for item in range(2):
+        for head, slope in enumerate(slopes.tolist()):
+            exact = brute_force(
+                query[item, head], key[0, head], (2, 5), "dot", slope=slope, is_causal=is_causal
+            )
+            torch.testing.assert_close(picture[item, head], exact, rtol=1e-6, atol=1e-9)
+
+
+def test_the_reference_looks_at_what_is_seen_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    original = pooled._scores
+
+    def spy(*args: Any) -> Tensor:
+        scores = original(*args)
+        looked.append(scores.numel())
+        return scores
+
+    monkeypatch.setattr(pooled, "_scores", spy)
+    few = partial(pooled_weights_reference, block_elements=1 << 14)
+    monkeypatch.setattr(pooled, "pooled_weights_reference", few)
+    query, key = inputs(1000, 1000, 1)
+    for options, pairs in (
+        ({"is_causal": True}, 1000 * 1001 // 2),
+        ({"window": (10, 5)}, 1000 * 16),
+        ({"window": (200, 200)}, 1000 * 401 - 200 * 201),
+        ({"valid_lens": torch.tensor(30, device=DEVICE)}, 1000 * 30),
+        ({"valid_lens": torch.arange(1000, device=DEVICE)}, 1000 * 999 // 2),
+    ):
+        looked.clear()
+        pooled_weights(query, key, bins=3, impl="reference", **options)  # type: ignore[arg-type]
+        assert pairs - 1000 * 16 <= sum(looked) < 1.1 * pairs + 1000 * 64, options
+        assert max(looked) <= 1 << 14, options
+
+
+@pytest.mark.triton
+@pytest.mark.skipif(not _triton.INTERPRETED, reason="counts calls of an interpreted function")
+def test_the_kernels_look_at_what_is_seen_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from attn_course.heatmaps import kernel
+
+    tiles = 0
+    original = kernel._scores
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        nonlocal tiles
+        tiles += 1
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(kernel, "_scores", spy)
+    query, key = inputs(56, 64, 1)  # the last tile of queries is half empty
+    for options, once in (
+        ({}, 16),
+        ({"is_causal": True}, 1 + 2 + 3 + 4),
+        ({"window": (16, 0)}, 1 + 3 * 2),
+        ({"window": (0, 1)}, 2 + 2 + 2 + 1),
+        ({"valid_lens": torch.tensor(17, device=DEVICE)}, 4 * 2),
+        ({"valid_lens": torch.tensor(0, device=DEVICE)}, 0),
+    ):
+        tiles = 0
+        pooled_weights(query, key, bins=(1, 4), impl="triton", **options)  # type: ignore[arg-type]
+        assert tiles == 2 * once, options  # both passes
+
+
 @pytest.mark.parametrize("budget", [1, 40, 1 << 20])
 def test_the_size_of_the_blocks_does_not_matter(budget: int) -> None:
     query, key = inputs(23, 17, 3, 2)
     lens = torch.randint(0, 18, (2, 23), device=DEVICE)
-    args: dict[str, Any] = {"bins": (4, 3), "score": "dot", "lens": lens}
+    args: dict[str, Any] = {
+        "bins": (4, 3),
+        "score": "dot",
+        "spans": (torch.zeros(23, dtype=torch.long, device=DEVICE), lens),
+    }
     whole = pooled_weights_reference(query, key, **args)
     parts = pooled_weights_reference(query, key, **args, block_elements=budget)
     torch.testing.assert_close(parts, whole)
@@ -384,11 +545,34 @@ def test_bins_are_contiguous_and_nearly_equal() -> None:
             "width is for score='gaussian', got 2.0 with score='additive'",
         ),
         ({"bins": 2, "valid_lens": torch.tensor(9)}, r"valid_lens must lie in \[0, 7\]"),
+        ({"bins": 2, "window": (2, -1)}, r"window must hold no number below 0, got \(2, -1\)"),
+        (
+            {"bins": 2, "bias_slopes": torch.ones(1), "score": "gaussian"},
+            "bias_slopes is for score='dot', got one with score='gaussian'",
+        ),
+        (
+            {"bins": 2, "bias_slopes": torch.ones(1)},
+            r"bias_slopes must hold a number for each head, none here, got shape \[1\]",
+        ),
     ],
 )
 def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pooled_weights(torch.zeros(6, 3), torch.zeros(7, 3), **kwargs)
+
+
+@pytest.mark.parametrize("window", [3, (1, 2, 3), (1.0, 2), (True, None)])
+def test_a_window_is_two_integers(window: Any) -> None:
+    with pytest.raises(TypeError, match="window must"):
+        pooled_weights(torch.zeros(6, 3), torch.zeros(7, 3), bins=1, window=window)
+
+
+def test_slopes_are_one_number_a_head() -> None:
+    query = torch.zeros(2, 3, 6, 1)
+    with pytest.raises(ValueError, match=r"for each head, \[3\], got shape \[2\]"):
+        pooled_weights(query, query, bins=1, bias_slopes=torch.ones(2))
+    with pytest.raises(TypeError, match="bias_slopes must hold floating-point"):
+        pooled_weights(query, query, bins=1, bias_slopes=torch.ones(3, dtype=torch.long))
 
 
 def test_bad_tensors_are_named() -> None:

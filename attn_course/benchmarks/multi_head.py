@@ -1,0 +1,128 @@
+"""Multi-head self-attention as a layer: 8 sequences of n tokens, width 512, 8 heads.
+
+A layer's weights are inputs here, so that their gradients are checked and counted too.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from attn_course import _d2l
+from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
+from attn_course.benchmarks.masked_softmax import no_d2l
+from attn_course.multi_head import MultiHeadAttention
+
+BATCH, WIDTH, HEADS = 8, 512, 8
+
+
+def inputs(size: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Tokens ``[n, batch * width]`` and W_q, W_k, W_v and W_o, ``[width, width]`` each.
+
+    Scaled so that queries, keys and values vary as much as the tokens.
+    """
+    shapes = [(size, BATCH * WIDTH)] + [(WIDTH, WIDTH)] * 4
+    tokens, *weights = random_inputs(shapes, device, seed=size)
+    return tokens, *(weight / WIDTH**0.5 for weight in weights)
+
+
+def expected(inputs: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+    """The formula, for some of the positions."""
+    tokens, w_q, w_k, w_v, w_o = inputs
+    memory = tokens.unflatten(1, (BATCH, WIDTH)).transpose(0, 1)  # [batch, n, width]
+
+    def heads(x: Tensor, weight: Tensor) -> Tensor:
+        return (x @ weight.T).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+    query, key, value = heads(memory[:, rows], w_q), heads(memory, w_k), heads(memory, w_v)
+    weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
+    answers = (weights @ value).transpose(1, 2).flatten(2)  # [batch, rows, width]
+    return (answers @ w_o.T).transpose(0, 1).flatten(1)
+
+
+def with_weights(layer: nn.Module, stacked: bool = False, **options: object) -> Function:
+    """A layer without biases as a function of the inputs.
+
+    Args:
+        layer: Called with the same tokens as queries, keys and values.
+        stacked: Whether it names and keeps its weights as PyTorch's layer does.
+        options: For the call.
+    """
+
+    def call(tokens: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor, w_o: Tensor) -> Tensor:
+        if stacked:
+            state = {"in_proj_weight": torch.cat([w_q, w_k, w_v]), "out_proj.weight": w_o}
+        else:
+            names = ("W_q.weight", "W_k.weight", "W_v.weight", "W_o.weight")
+            state = dict(zip(names, (w_q, w_k, w_v, w_o), strict=True))
+        x = tokens.unflatten(1, (BATCH, WIDTH)).transpose(0, 1).contiguous()
+        output = functional_call(layer, state, (x, x, x), options)
+        output = output[0] if stacked else output
+        return output.transpose(0, 1).flatten(1)
+
+    return call
+
+
+def ours(device: torch.device) -> Function:
+    """The package's layer."""
+    return with_weights(MultiHeadAttention(WIDTH, HEADS, bias=False).to(device))
+
+
+def pytorch(device: torch.device) -> Function:
+    """PyTorch's layer, asked for no weights, so that it may take its fused operation."""
+    layer = nn.MultiheadAttention(WIDTH, HEADS, bias=False, batch_first=True, device=device)
+    return with_weights(layer, stacked=True, need_weights=False)
+
+
+def d2l(device: torch.device) -> Function:
+    """Zhang et al.'s layer."""
+    layer = _d2l.load().MultiHeadAttention(WIDTH, HEADS, dropout=0.0)
+    tokens = torch.zeros(1, 1, WIDTH)
+    layer(tokens, tokens, tokens, None)  # tells its widths
+    return with_weights(layer.to(device), valid_lens=None)
+
+
+def matrices(count: int, count_backward: int, size: int, direction: str) -> int:
+    """Bytes of as many float32 tensors of batch x heads x n x n."""
+    count = count if direction == FORWARD else count_backward
+    return 4 * BATCH * HEADS * size * size * count
+
+
+def flops(size: int, direction: str) -> int:
+    """Four projections, and of each pair of tokens the score and the output.
+
+    Backward: each projection twice, the score and g . v again, and the three sums.
+    """
+    projections = 4 * 2 * BATCH * size * WIDTH * WIDTH
+    pairs = 2 * BATCH * size * size * WIDTH
+    return (projections + 2 * pairs) if direction == FORWARD else 3 * projections + 7 * pairs
+
+
+def bytes_moved(size: int, direction: str) -> int:
+    """Tokens and weights read, the output written; backward reads all and their gradients."""
+    numbers = 2 * size * BATCH * WIDTH + 4 * WIDTH * WIDTH
+    return 4 * numbers * (1 if direction == FORWARD else 3)
+
+
+CASE = Case(
+    name="multi_head",
+    title="Multi-head self-attention, 8 sequences of n tokens, width 512, 8 heads",
+    inputs=inputs,
+    expected=expected,
+    peers=(
+        Peer("auto", ours, ours=True),
+        Peer("nn.MultiheadAttention", pytorch),
+        Peer("d2l", d2l, why_not=no_d2l, need=partial(matrices, 3, 5)),
+    ),
+    sizes={
+        "cpu": {FORWARD: (128, 512), BOTH: (128, 512)},
+        "cuda": {FORWARD: (512, 2048), BOTH: (512, 2048)},
+    },
+    quick_sizes={FORWARD: (16,), BOTH: (16,)},
+    flops=flops,
+    bytes_moved=bytes_moved,
+    tiny=16,
+)
