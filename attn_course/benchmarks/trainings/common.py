@@ -36,6 +36,9 @@ Record = dict[str, Any]
 #: Makes an untrained translator for two vocabularies.
 Build = Callable[[Vocabulary, Vocabulary], Translator]
 
+#: Makes the loss, a function of logits and labels, for the vocabulary that is written.
+MakeLoss = Callable[[Vocabulary], Callable[[Tensor, Tensor], Tensor]]
+
 
 def train(
     translator: Translator,
@@ -43,6 +46,8 @@ def train(
     *,
     epochs: int = EPOCHS,
     max_lr: float = MAX_LR,
+    loss: MakeLoss | None = None,
+    warmup: float = 0.04,
     seed: int = 0,
     progress: bool = True,
     watch: Callable[[int], None] | None = None,
@@ -55,6 +60,8 @@ def train(
         batches: What to learn from.
         epochs: Passes over it.
         max_lr: The highest learning rate.
+        loss: Makes the loss; ``None`` for ``next_token_loss``.
+        warmup: The share of the steps in which the learning rate rises.
         seed: Of the shuffling and of dropout.
         progress: Show a progress bar where someone can see it.
         watch: Called with the number of steps done, before the first and every ``every``.
@@ -72,7 +79,7 @@ def train(
         optimizer,
         max_lr,
         total_steps=total,
-        pct_start=max(0.04, 2 / total),  # it has to rise for a step at least
+        pct_start=max(warmup, 2 / total),  # it has to rise for a step at least
     )
     steps = itertools.count(1)
 
@@ -87,7 +94,7 @@ def train(
     return fit(
         translator.model,
         batches.for_fit(),
-        next_token_loss(translator.target),
+        (loss or next_token_loss)(translator.target),
         epochs=epochs,
         optimizer=optimizer,
         clip_norm=1.0,
@@ -142,13 +149,7 @@ def exact_match(translator: Translator, pairs: Sequence[Pair]) -> dict[str, Any]
 
 
 def on_grammar(
-    build: Build,
-    seed: int,
-    *,
-    size: int = SIZE,
-    epochs: int = EPOCHS,
-    batch_size: int = BATCH_SIZE,
-    max_lr: float = MAX_LR,
+    build: Build, seed: int, *, size: int = SIZE, batch_size: int = BATCH_SIZE, **training: Any
 ) -> Record:
     """Train on the grammar; judge on sentences that the model has not seen.
 
@@ -156,14 +157,13 @@ def on_grammar(
         build: Makes the translator, once the vocabularies are known.
         seed: Of the parameters, of the shuffling and of dropout.
         size: How many sentences to draw.
-        epochs: As in ``train``.
         batch_size: Sentences a step.
-        max_lr: As in ``train``.
+        training: Options of ``train``.
 
     Returns:
         What ``about`` and ``exact_match`` say.
     """
-    translator, seconds = _learn(build, seed, size, epochs, batch_size, max_lr)
+    translator, seconds = _learn(build, seed, size, batch_size, training)
     return about(translator, seed, seconds) | exact_match(translator, grammar(size=size).test)
 
 
@@ -175,9 +175,8 @@ def keep(
     *,
     seed: int = 0,
     size: int = SIZE,
-    epochs: int = EPOCHS,
     batch_size: int = BATCH_SIZE,
-    max_lr: float = MAX_LR,
+    **training: Any,
 ) -> Path:
     """Train and store a translator that comes with the course, in half precision.
 
@@ -186,20 +185,16 @@ def keep(
         encoder: The options that are stored with it.
         decoder: Likewise.
         build: ``build(encoder, decoder, source, target)`` makes it.
-        seed: As in ``on_grammar``, as all that follows.
+        seed: As in ``on_grammar``, like all that follows.
         size: See there.
-        epochs: See there.
         batch_size: See there.
-        max_lr: See there.
+        training: See there.
     """
-    translator, _ = _learn(
-        lambda source, target: build(encoder, decoder, source, target),
-        seed,
-        size,
-        epochs,
-        batch_size,
-        max_lr,
-    )
+
+    def make(source: Vocabulary, target: Vocabulary) -> Translator:
+        return build(encoder, decoder, source, target)
+
+    translator, _ = _learn(make, seed, size, batch_size, training)
     with torch.no_grad():  # what is judged is what is stored
         for parameter in translator.model.parameters():
             parameter.copy_(parameter.half().float())
@@ -215,7 +210,7 @@ def keep(
 
 
 def _learn(
-    build: Build, seed: int, size: int, epochs: int, batch_size: int, max_lr: float
+    build: Build, seed: int, size: int, batch_size: int, training: dict[str, Any]
 ) -> tuple[Translator, float]:
     """A translator trained on the grammar, and the seconds that it took."""
     data = grammar(size=size)
@@ -224,48 +219,65 @@ def _learn(
     translator = build(source, target)
     batches = translation_batches(data.train, source, target, batch_size=batch_size, seed=seed)
     start = time.perf_counter()
-    train(translator, batches, epochs=epochs, max_lr=max_lr, seed=seed)
+    train(translator, batches, seed=seed, **training)
     return translator, time.perf_counter() - start
 
 
-def on_tatoeba(
-    build: Build,
-    seed: int,
-    *,
-    train_pairs: int = 80_000,
-    epochs: int = 4,
-    batch_size: int = BATCH_SIZE,
-    max_lr: float = 2e-3,
-) -> Record:
+def on_tatoeba(build: Build, seed: int, *, train_pairs: int = 80_000, **training: Any) -> Record:
     """Train on a slice of Tatoeba; BLEU on English sentences that the model has not seen.
 
     Args:
         build: As in ``on_grammar``.
         seed: As in ``on_grammar``.
         train_pairs: How many pairs to learn from, of up to 12 tokens.
-        epochs: As in ``train``.
-        batch_size: Sentences a step.
-        max_lr: As in ``train``.
+        training: As in ``on_pairs``.
     """
     data = tatoeba(max_len=12, held_out=0.05)
-    pairs = data.train[:train_pairs]
-    source, target = vocabularies(pairs, min_freq=3)
+    return on_pairs(build, seed, data.train[:train_pairs], data.test, min_freq=3, **training)
+
+
+def on_pairs(
+    build: Build,
+    seed: int,
+    pairs: Sequence[Pair],
+    held_out: Sequence[Pair],
+    *,
+    min_freq: int,
+    judged: int = 2_000,
+    max_len: int = 30,
+    batch_size: int = BATCH_SIZE,
+    **training: Any,
+) -> Record:
+    """Train on real sentences; BLEU on others.
+
+    Args:
+        build: As in ``on_grammar``.
+        seed: As in ``on_grammar``.
+        pairs: What to learn from.
+        held_out: What to be judged by: no source of ``pairs`` is among them.
+        min_freq: How often a token must occur in ``pairs`` not to be ``<unk>``.
+        judged: How many different sources of ``held_out`` to translate, at most.
+        max_len: The most tokens to write.
+        batch_size: Sentences a step.
+        training: Options of ``train``.
+    """
+    source, target = vocabularies(pairs, min_freq=min_freq)
     seed_everything(seed)
     translator = build(source, target)
     batches = translation_batches(
         pairs, source, target, batch_size=batch_size, seed=seed, unknown="unk"
     )
     start = time.perf_counter()
-    train(translator, batches, epochs=epochs, max_lr=max_lr, seed=seed)
+    train(translator, batches, seed=seed, **training)
     seconds = time.perf_counter() - start
     references: dict[str, list[str]] = {}
-    for pair in data.test:
+    for pair in held_out:
         references.setdefault(pair.source, []).append(pair.target)
-    asked = dict(itertools.islice(references.items(), 2_000))
+    asked = dict(itertools.islice(references.items(), judged))
     return (
         about(translator, seed, seconds)
         | {"train_pairs": len(pairs), "vocabulary": [len(source), len(target)]}
-        | bleu(translator, asked)
+        | bleu(translator, asked, max_len=max_len)
     )
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from attn_course import _d2l
 from attn_course.benchmarks.trainings.common import (
     BATCH_SIZE,
     SHORT_EPOCHS,
     SHORT_SIZE,
+    Build,
     Record,
     about,
     keep,
@@ -102,7 +104,10 @@ def run_tatoeba(seed: int) -> Record:
     """A small model on a slice of Tatoeba."""
     sizes = {"embed_dim": 128, "dropout": 0.1}
     return on_tatoeba(
-        partial(build_translator, sizes | {"hidden_dim": 128}, sizes | {"hidden_dim": 256}), seed
+        partial(build_translator, sizes | {"hidden_dim": 128}, sizes | {"hidden_dim": 256}),
+        seed,
+        epochs=4,
+        max_lr=2e-3,
     )
 
 
@@ -116,27 +121,42 @@ LECTURE = (
 
 
 def run_lecture(seed: int) -> Record:
-    """The lecture's model at the lecture's settings, on the 512 pairs that d2l gives it."""
-    from attn_course import _d2l
+    """The lecture's recurrent model at the lecture's settings."""
+    sizes = {"embed_dim": 256, "hidden_dim": 256, "num_layers": 2, "dropout": 0.4}
 
+    def build(source: Vocabulary, target: Vocabulary) -> Translator:
+        translator = build_translator(sizes | {"bidirectional": False}, sizes, source, target)
+        for name, weight in translator.model.named_parameters():
+            if weight.ndim == 2 and "embedding" not in name:  # as the lecture starts
+                nn.init.xavier_uniform_(weight)
+        return translator
+
+    return on_lecture(build, seed, epochs=15, lr=0.005)
+
+
+def on_lecture(build: Build, seed: int, *, epochs: int, lr: float) -> Record:
+    """Train on the 512 pairs that d2l gives the lecture; translate the lecture's sentences.
+
+    Args:
+        build: As in ``on_grammar``.
+        seed: As in ``on_grammar``.
+        epochs: How many times to go through the pairs.
+        lr: The learning rate of Adam.
+    """
     d2l_bleu = _d2l.load().bleu
     # The first 512 are trained on; the vocabularies count the 128 after them as well.
     pairs, counted = ([pair for part in tatoeba(size=n) for pair in part] for n in (512, 640))
     source, target = vocabularies(counted, min_freq=2)
     seed_everything(seed)
-    options = {"embed_dim": 256, "hidden_dim": 256, "num_layers": 2, "dropout": 0.4}
-    translator = build_translator(options | {"bidirectional": False}, options, source, target)
-    for name, weight in translator.model.named_parameters():
-        if weight.ndim == 2 and "embedding" not in name:  # as the lecture starts
-            nn.init.xavier_uniform_(weight)
+    translator = build(source, target)
     batches = translation_batches(pairs, source, target, batch_size=128, seed=seed, unknown="unk")
     start = time.perf_counter()
     fit(
         translator.model,
         batches.for_fit(),
         next_token_loss(target),
-        epochs=15,
-        lr=0.005,
+        epochs=epochs,
+        lr=lr,
         clip_norm=1.0,
         seed=seed,
     )
@@ -150,11 +170,18 @@ def run_lecture(seed: int) -> Record:
             "found": f.text,
             "reference": right,
             "bleu": round(d2l_bleu(f.text, right, k=2) if f.text else 0.0, 3),
-            "weights": [[round(w, 4) for w in row] for row in torch.as_tensor(f.weights).tolist()],
+            "weights": _rounded(torch.as_tensor(f.weights)),
         }
         for f, (text, right) in zip(found, LECTURE, strict=True)
     ]
     return about(translator, seed, seconds) | {"train_pairs": len(pairs), "sentences": sentences}
+
+
+def _rounded(weights: Tensor) -> Any:
+    """Nested lists, four digits each."""
+    if weights.ndim:
+        return [_rounded(part) for part in weights]
+    return round(weights.item(), 4)
 
 
 #: Name -> the training, a function of the seed.
