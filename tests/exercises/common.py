@@ -25,14 +25,14 @@ SOLUTION = re.compile(
 
 @dataclass(frozen=True)
 class Kernel:
-    """The exercise of a page that is a Triton kernel, and what to compile it for.
+    """A Triton kernel that a page asks for, and what to compile it for.
 
-    Its first four arguments are pointers to float32.
+    Arguments named ``..._ptr`` are pointers to float32 unless ``types`` says otherwise.
 
     Attributes:
         number: Of the exercise.
         name: The kernel's.
-        types: Of arguments besides those.
+        types: Of other arguments.
         constants: Compile-time constants.
     """
 
@@ -49,12 +49,17 @@ class Page:
     Attributes:
         chapter: Its number.
         name: The mechanism's.
-        kernel: The exercise that needs triton.
+        kernels: What needs triton.
     """
 
     chapter: int
     name: str
-    kernel: Kernel
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def kernel_numbers(self) -> list[str]:
+        """The exercises that need triton."""
+        return sorted({kernel.number for kernel in self.kernels})
 
     @cached_property
     def text(self) -> str:
@@ -109,41 +114,89 @@ class Page:
 
     def param(self, number: str, *values: Any, id: str = "") -> Any:
         """A parameter set that begins with page and number, marked if it needs triton."""
-        marks = [pytest.mark.triton] if number == self.kernel.number else []
+        marks = [pytest.mark.triton] if number in self.kernel_numbers else []
         return pytest.param(self, number, *values, id=f"{number} {id}".strip(), marks=marks)
 
 
 PAGES = {
-    "kernel_regression": Page(
-        1,
-        "kernel_regression",
-        Kernel(
-            "1.7",
-            "gaussian_stream_kernel",
-            {"width": "fp32"},
-            {"KEY_LEN": 40, "BLOCK": 16},
+    page.name: page
+    for page in (
+        Page(
+            1,
+            "kernel_regression",
+            (
+                Kernel(
+                    "1.7",
+                    "gaussian_stream_kernel",
+                    {"width": "fp32"},
+                    {"KEY_LEN": 40, "BLOCK": 16},
+                ),
+            ),
         ),
-    ),
-    "scoring": Page(
-        2,
-        "scoring",
-        Kernel(
-            "2.7",
-            "softmax_backward_kernel",
-            {"valid_lens_ptr": "*i64"},
-            {"KEY_LEN": 40, "BLOCK": 64},
+        Page(
+            2,
+            "scoring",
+            (
+                Kernel(
+                    "2.7",
+                    "softmax_backward_kernel",
+                    {"valid_lens_ptr": "*i64"},
+                    {"KEY_LEN": 40, "BLOCK": 64},
+                ),
+            ),
         ),
-    ),
-    "seq2seq": Page(
-        3,
-        "seq2seq",
-        Kernel(
-            "3.8",
-            "weight_gradient_kernel",
-            {},
-            {"QUERY_LEN": 40, "KEY_LEN": 23, "HIDDEN": 6, "BLOCK": 16, "BLOCK_H": 8},
+        Page(
+            3,
+            "seq2seq",
+            (
+                Kernel(
+                    "3.8",
+                    "weight_gradient_kernel",
+                    {},
+                    {"QUERY_LEN": 40, "KEY_LEN": 23, "HIDDEN": 6, "BLOCK": 16, "BLOCK_H": 8},
+                ),
+            ),
         ),
-    ),
+        Page(
+            4,
+            "multi_head",
+            tuple(
+                Kernel(
+                    "4.7",
+                    name,
+                    {"scale": "fp32"},
+                    {"QUERY_LEN": 40, "KEY_LEN": 23, "DIM": 20, "BLOCK": 16, "BLOCK_D": 32},
+                )
+                for name in ("score_kernel", "flash_kernel")
+            ),
+        ),
+        Page(
+            5,
+            "positional",
+            tuple(
+                Kernel(
+                    "5.6",
+                    name,
+                    dict.fromkeys(("stride_h", "stride_m", "stride_d"), "i32"),
+                    {"LEN": 40, "HALF": 3, "BLOCK": 16, "BLOCK_P": 4},
+                )
+                for name in ("rotary_kernel", "rotary_backward_kernel")
+            ),
+        ),
+        Page(
+            6,
+            "transformer",
+            (
+                Kernel("6.7", "layer_norm_kernel", {}, {"DIM": 20, "BLOCK": 32, "EPS": 1e-5}),
+                Kernel(
+                    "6.8",
+                    "causal_kernel",
+                    {},
+                    {"LENGTH": 40, "DIM": 16, "BLOCK_M": 16, "BLOCK_N": 32},
+                ),
+            ),
+        ),
+    )
 }
 
 

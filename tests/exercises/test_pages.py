@@ -13,15 +13,20 @@ import pytest
 
 from attn_course import CHAPTERS, _triton
 from attn_course.exercises import CheckFailed
-from tests.exercises.common import PAGES, Page, run_script
+from tests.exercises.common import PAGES, Kernel, Page, run_script
 
 Cells = Callable[[Page, bool], dict[str, Any]]
 
 #: How many exercises a chapter has.
-COUNTS = {1: 7, 2: 7, 3: 8}
+COUNTS = {1: 7, 2: 7, 3: 8, 4: 7, 5: 6, 6: 8}
 EACH_PAGE = pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 EACH_NUMBER = pytest.mark.parametrize(
     "page, number", [page.param(number) for page in PAGES.values() for number in page.checks]
+)
+
+EACH_KERNEL = pytest.mark.parametrize(
+    "page, kernel",
+    [pytest.param(page, k, id=k.name) for page in PAGES.values() for k in page.kernels],
 )
 
 
@@ -106,7 +111,7 @@ def test_a_wrong_answer_gets_its_own_message(
         page.checks[number](*functions)
     message = str(failure.value)
     # A kernel and its launcher are judged together.
-    blamed = names if number == page.kernel.number and len(names) > 1 else [function.__name__]
+    blamed = names if number in page.kernel_numbers else [function.__name__]
     assert any(message.startswith(f"Exercise {number}, `{name}`: ") for name in blamed), message
     assert fragment in message
     others = {other for _, _, other in page.answers.WRONG[number]} - {fragment}
@@ -144,9 +149,10 @@ def test_without_triton_the_check_says_so(
 ) -> None:
     monkeypatch.setattr(_triton, "AVAILABLE", False)
     monkeypatch.setattr(_triton, "REASON", "triton is not installed")
-    number = page.kernel.number
-    page.checks[number](*(lambda *arguments: None for _ in page.arguments(number)))
-    assert capsys.readouterr().out == f"Exercise {number} needs triton: triton is not installed.\n"
+    for number in page.kernel_numbers:
+        page.checks[number](*(lambda *arguments: None for _ in page.arguments(number)))
+        said = capsys.readouterr().out
+        assert said == f"Exercise {number} needs triton: triton is not installed.\n"
 
 
 @EACH_PAGE
@@ -161,17 +167,20 @@ from tests.exercises.common import PAGES
 
 page = PAGES["{page.name}"]
 cells = page.run_cells(pathlib.Path(sys.argv[1]), solved=True)
-number = page.kernel.number
-page.checks[number](*(cells[name] for name in page.arguments(number)))
+for number in page.kernel_numbers:
+    page.checks[number](*(cells[name] for name in page.arguments(number)))
 """,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1].startswith(f"Exercise {page.kernel.number} needs triton: ")
+    for number in page.kernel_numbers:
+        assert f"\nExercise {number} needs triton: " in f"\n{run.stdout}"
 
 
-@EACH_PAGE
+@EACH_KERNEL
 @pytest.mark.triton
-def test_the_kernel_compiles_and_its_stub_does_not(page: Page, tmp_path: Path) -> None:
+def test_the_kernel_compiles_and_its_stub_does_not(
+    page: Page, kernel: Kernel, tmp_path: Path
+) -> None:
     """For every architecture, in a process that does not interpret; no GPU is needed."""
     run = run_script(
         tmp_path,
@@ -184,12 +193,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError
 
 page = PAGES["{page.name}"]
-exercise = page.kernel
+(exercise,) = (kernel for kernel in page.kernels if kernel.name == "{kernel.name}")
 for solved in (True, False):
     folder = pathlib.Path(sys.argv[1]) / str(solved)
     folder.mkdir()
     kernel = page.run_cells(folder, solved)[exercise.name]
-    signature = dict.fromkeys(kernel.arg_names[:4], "*fp32") | exercise.types
+    pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    signature = dict.fromkeys(pointers, "*fp32") | exercise.types
     signature |= dict.fromkeys(exercise.constants, "constexpr")
     source = ASTSource(kernel, signature, exercise.constants)
     for arch in _triton.ARCHITECTURES if solved else (90,):
@@ -233,6 +243,6 @@ def test_stubs_are_typed_and_documented(page: Page, cells: Cells) -> None:
         for name in page.arguments(number):
             function = stubs[name]
             assert inspect.getdoc(getattr(function, "fn", function))
-            if name != page.kernel.name:
+            if name not in [kernel.name for kernel in page.kernels]:
                 hints = inspect.get_annotations(function)
                 assert set(hints) == {*inspect.signature(function).parameters, "return"}

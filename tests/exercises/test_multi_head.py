@@ -1,0 +1,270 @@
+"""Chapter 4's checks: their cases, their mistakes, their oracles and what else they see."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from attn_course import _d2l
+from attn_course.exercises import Accesses, CheckFailed
+from attn_course.exercises import multi_head as checks
+from attn_course.exercises import multi_head_cases as cases
+from attn_course.exercises import multi_head_mistakes as mistakes
+from attn_course.exercises.framework import Attempt, Outcome, _exact
+from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
+from tests.exercises.common import PAGES, assert_formulas_are_wrong
+
+PAGE = PAGES["multi_head"]
+ANSWERS, CHECKS = PAGE.answers, PAGE.checks
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return PAGE.run_cells(tmp_path_factory.mktemp("solved"), solved=True)
+
+
+TABLES = {
+    "split": (cases._SPLIT_CASES, cases._split, mistakes._SPLIT_MISTAKES),
+    "merge": (cases._MERGE_CASES, cases._merge, mistakes._MERGE_MISTAKES),
+    "mask": (cases._MASK_CASES, cases._mask_of, mistakes._MASK_MISTAKES),
+    "count": (cases._COUNT_CASES, cases._count, mistakes._COUNT_MISTAKES),
+    "fetch": (cases._FETCH_CASES, cases._fetch_error, mistakes._FETCH_MISTAKES),
+    "floor": (cases._FLOOR_CASES, cases._floor, mistakes._FLOOR_MISTAKES),
+    "prune": (cases._PRUNE_CASES, cases._prune, mistakes._PRUNE_MISTAKES),
+    "state": (cases._STATE_CASES, cases._unpacked, mistakes._STATE_MISTAKES),
+    "tile": (cases._TILE_CASES, cases._scores, mistakes._TILE_MISTAKES),
+    "flash": (cases._FLASH_CASES, cases._flash, mistakes._FLASH_MISTAKES),
+}
+EACH_TABLE = pytest.mark.parametrize("table, oracle, known", TABLES.values(), ids=TABLES)
+
+
+@EACH_TABLE
+def test_mistakes_do_not_answer_correctly(table: Any, oracle: Any, known: Any) -> None:
+    assert_formulas_are_wrong(table, oracle, known)
+
+
+@EACH_TABLE
+def test_each_formula_of_a_mistake_gets_its_message(table: Any, oracle: Any, known: Any) -> None:
+    attempt = Attempt("4.0")
+    for mistake in known:
+        for answer in mistake.answers:
+            outcomes = []
+            for case in table:
+                inputs = {name: _exact(value) for name, value in case.inputs.items()}
+                try:
+                    got = answer(**inputs).double()
+                except (RuntimeError, IndexError, ZeroDivisionError):
+                    continue
+                if got.shape == oracle(**inputs).shape:
+                    outcomes.append(Outcome.of(case, oracle, got))
+            with pytest.raises(CheckFailed) as failure:
+                attempt.judge(answer, outcomes, known)
+            assert mistake.message in str(failure.value)
+
+
+# Oracles -----------------------------------------------------------------------------
+
+
+def test_splitting_and_merging_are_the_package_s() -> None:
+    for one, other in zip(cases._SPLIT_CASES, cases._MERGE_CASES, strict=True):
+        x, heads = one.inputs["x"], other.inputs["heads"]
+        assert torch.equal(split_heads(**one.inputs), heads)
+        assert torch.equal(merge_heads(heads), x) and torch.equal(cases._merge(heads), x)
+
+
+def test_splitting_is_d2l_s() -> None:
+    d2l = pytest.importorskip("d2l") and _d2l.load()
+    for case in cases._SPLIT_CASES:
+        theirs = d2l.MultiHeadAttention(4, case.inputs["num_heads"], 0.0)
+        heads = theirs.transpose_qkv(case.inputs["x"])
+        assert torch.equal(heads, cases._split(**case.inputs).flatten(0, 1))
+
+
+def test_a_mask_gives_every_head_the_sentence_s_own_keys() -> None:
+    """Attention over the batch of heads is attention of each sentence, cut to its length."""
+    for case in cases._MASK_CASES:
+        lens, num_heads, query_len, key_len = case.inputs.values()
+        q, k = (torch.randn(len(lens), num_heads, n, 3) for n in (query_len, key_len))
+        mask = cases._mask_of(**case.inputs).bool()
+        found = F.scaled_dot_product_attention(
+            q.flatten(0, 1), k.flatten(0, 1), k.flatten(0, 1), attn_mask=mask
+        ).reshape(q.shape)
+        for b, length in enumerate(lens.tolist()):
+            if length:
+                seen = k[b, :, :length]
+                expected = F.scaled_dot_product_attention(q[b], seen, seen)
+                torch.testing.assert_close(found[b], expected)
+
+
+def test_the_count_is_the_layer_s() -> None:
+    for case in cases._COUNT_CASES:
+        layer = MultiHeadAttention(**case.inputs)
+        assert sum(p.numel() for p in layer.parameters()) == cases._count(**case.inputs)
+
+
+def test_the_error_is_what_a_regression_leaves() -> None:
+    torch.manual_seed(0)
+    for case in cases._FETCH_CASES:
+        weights, asked, variance = case.inputs.values()
+        values = variance**0.5 * torch.randn(40_000, len(weights), dtype=torch.float64)
+        pooled = (values @ weights.double())[:, None] * torch.randn(8, dtype=torch.float64)
+        best = torch.linalg.pinv(pooled) @ values[:, asked]
+        left = (values[:, asked] - pooled @ best).square().mean()
+        expected = cases._fetch_error(_exact(weights), asked, variance)
+        assert left.item() == pytest.approx(expected.item(), rel=0.03)
+
+
+@pytest.mark.parametrize("facts", [1, 2, 3, 5])
+def test_the_floor_is_reached_and_never_beaten(facts: int) -> None:
+    generator = torch.Generator().manual_seed(facts)
+    asked, floor = torch.arange(facts), cases._floor(facts, 2.0)
+    for _ in range(50):
+        weights = (3 * torch.randn(7, generator=generator, dtype=torch.float64)).softmax(0)
+        assert cases._fetch_error(weights, asked, 2.0) >= floor
+        weights = torch.where(torch.arange(7) < facts, weights, 0)
+        torch.testing.assert_close(cases._fetch_error(weights, asked, 2.0), floor)
+
+
+def test_pruning_is_the_package_s() -> None:
+    for case in cases._PRUNE_CASES:
+        given = {name: _exact(value) for name, value in case.inputs.items()}
+        layer = MultiHeadAttention(len(given["W_o"]), given["num_heads"], bias=False).double()
+        state = {f"{name}.weight": given[name] for name in ("W_q", "W_k", "W_v", "W_o")}
+        layer.load_state_dict(state)
+        with layer.without_heads(*given["off"]):
+            torch.testing.assert_close(cases._prune(**given), layer(given["x"]))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_state_is_pytorch_s(bias: bool, solved: dict[str, Any]) -> None:
+    """Names and shapes are those of its layer, and outputs are the same."""
+    theirs = nn.MultiheadAttention(6, 2, bias=bias, batch_first=True)
+    state = cases._state(6, 1, bias)
+    assert {n: x.shape for n, x in state.items()} == {
+        n: x.shape for n, x in theirs.state_dict().items()
+    }
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 3, 6)
+    for convert in (cases._from_torch, solved["from_torch"]):
+        ours = MultiHeadAttention(6, 2, bias=bias)
+        ours.load_state_dict(convert(state))
+        torch.testing.assert_close(ours(x), theirs(x, x, x)[0])
+
+
+def test_a_copied_state_is_the_same() -> None:
+    state = cases._state(4, 2)
+    again = copy.deepcopy(state)
+    assert repr(again) == repr(state) and "in_proj_weight [12, 4]" in repr(state)
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+
+def test_the_kernels_answers_are_pytorch_s() -> None:
+    for case in cases._FLASH_CASES:
+        query, key, value, scale, _ = (_exact(x) for x in case.inputs.values())
+        expected = F.scaled_dot_product_attention(query[None], key[None], value[None], scale=scale)
+        torch.testing.assert_close(cases._flash(query, key, value, scale, 16), expected[0])
+        torch.testing.assert_close(mistakes._stream()(query, key, value, scale, 16), expected[0])
+
+
+def test_the_kernels_cases_are_hard_enough() -> None:
+    """Exponentials overflow, and the maximum comes first here and last there."""
+    spans = {}
+    for case in cases._FLASH_CASES:
+        query, key, _, scale, block = (_exact(x) for x in case.inputs.values())
+        tiles = (scale * query @ key.T).split(block, 1)
+        spans[case.name] = [tile.amax(1) for tile in tiles]
+        assert max(query.shape[0], key.shape[0]) <= 40
+    assert torch.stack(spans["large scores"]).amin() > 1000
+    first, *rest = spans["the largest scores in the first tile"]
+    assert (first - torch.stack(rest).amax(0)).amin() > 800
+    *before, _ = spans["the largest scores in the last tiles"]
+    assert (torch.stack(before[1:]) > before[0]).all()
+    loud = torch.stack(spans["one loud query"]).amax(0)
+    assert loud[2] - loud[3] > 800
+    shapes = {
+        (len(c.inputs["key"]) % 16 > 0, c.inputs["key"].shape[1] < 16) for c in cases._FLASH_CASES
+    }
+    assert shapes == set(itertools.product((True, False), repeat=2)) - {(False, True)}
+
+
+# What a check sees besides numbers ---------------------------------------------------
+
+
+def test_messages_do_not_depend_on_what_ran_before() -> None:
+    def message() -> str:
+        with pytest.raises(CheckFailed) as failure:
+            CHECKS["4.5"](lambda x, *rest: x)
+        return str(failure.value)
+
+    torch.manual_seed(1)
+    first = message()
+    torch.randn(5)
+    assert message() == first
+    assert "does not know" in first and "expected" in first and "got" in first
+
+
+def test_the_checks_leave_the_random_numbers_alone(solved: dict[str, Any]) -> None:
+    torch.manual_seed(3)
+    expected = torch.randn(2)
+    torch.manual_seed(3)
+    for number in ("4.1", "4.2", "4.3", "4.4", "4.5", "4.6"):
+        CHECKS[number](*(solved[name] for name in PAGE.arguments(number)))
+    assert torch.equal(torch.randn(2), expected)
+
+
+def test_every_other_order_of_the_packed_matrices_is_told(solved: dict[str, Any]) -> None:
+    for letters in itertools.permutations("qkv"):
+        convert = ANSWERS._loaded("".join(letters))
+        if letters == ("q", "k", "v"):
+            CHECKS["4.6"](convert)
+            continue
+        with pytest.raises(CheckFailed, match="q, k and v are mixed up"):
+            CHECKS["4.6"](convert)
+
+
+def test_a_state_is_described_in_a_line() -> None:
+    """A message names the tensors, and does not print their numbers."""
+    with pytest.raises(CheckFailed) as failure:
+        CHECKS["4.6"](ANSWERS._loaded("vqk"))
+    assert "state = {in_proj_weight [18, 6], out_proj.weight [6, 6]" in str(failure.value)
+    assert "tensor(" not in str(failure.value)
+
+
+@pytest.mark.triton
+def test_what_the_kernel_s_check_sees_without_a_record(
+    solved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the numbers, and what stands around them."""
+    monkeypatch.setattr(checks, "watch", lambda: contextlib.nullcontext(Accesses()))
+    names = PAGE.arguments("4.7")
+    right = [solved[name] for name in names]
+    CHECKS["4.7"](*right)
+    unseen = ("reads past the end", "reads beyond", "owns the", "Each program", "0 times NaN")
+    for name, function, fragment in ANSWERS.WRONG["4.7"]:
+        if fragment.startswith(unseen) or "other=" in fragment:
+            continue  # they show nothing, or something else
+        functions = [function if function.__name__ == n else solved[n] for n in names]
+        with np.errstate(all="ignore"), pytest.raises(CheckFailed) as failure:
+            CHECKS["4.7"](*functions)
+        assert fragment in str(failure.value), name
+
+
+# The page ----------------------------------------------------------------------------
+
+
+def test_the_reference_of_4_5_is_pytorch_s(solved: dict[str, Any]) -> None:
+    x, (W_q, W_k, W_v, W_o) = torch.randn(2, 4, 6), torch.randn(4, 6, 6)
+    theirs = nn.MultiheadAttention(6, 3, bias=False, batch_first=True)
+    packed = {"in_proj_weight": torch.cat([W_q, W_k, W_v]), "out_proj.weight": W_o}
+    theirs.load_state_dict(packed)
+    output = solved["multi_head"](x, W_q, W_k, W_v, W_o, 3)
+    torch.testing.assert_close(output, theirs(x, x, x)[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(output, solved["pruned"](x, W_q, W_k, W_v, W_o, 3, []))
