@@ -11,23 +11,17 @@ it checks first and stores the same kind of record.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attn_course import _d2l
-from attn_course.benchmarks import environment
-from attn_course.benchmarks.clock import measure, summarise, timer_for
-from attn_course.benchmarks.results import RESULTS, SCHEMA, Record, check_record, store
-from attn_course.benchmarks.run import table
-from attn_course.benchmarks.verify import MEASURED, CheckFailed, Result
+from attn_course.benchmarks import environment, steps
+from attn_course.benchmarks.results import Record
 from attn_course.scoring import AdditiveAttention
 from attn_course.seq2seq import AttentionDecoder, Encoder, Seq2Seq
 
@@ -190,19 +184,13 @@ def check(sizes: Sizes, device: torch.device) -> dict[str, dict[str, float]]:
         exact = function(exact_model, exact_batch)
         errors[direction] = {}
         for name, model in translators(sizes, device).items():
-            worst = max(
-                ((ours.detach().cpu().view_as(theirs) - theirs).abs().max() / theirs.abs().max())
-                .nan_to_num(nan=torch.inf)
-                .item()
-                for ours, theirs in zip(function(model, batch), exact, strict=True)
-            )
-            if not worst <= TOLERANCE:
-                raise CheckFailed(f"{NAME}: {name}, {direction}: error {worst:.2g}.")
+            worst = steps.largest_error(function(model, batch), exact)
+            steps.refuse_above(TOLERANCE, worst, f"{NAME}: {name}, {direction}")
             errors[direction][name] = worst
     return errors
 
 
-def run(sizes: Sizes, device: torch.device, *, budget_s: float = 20.0) -> Record:
+def run(sizes: Sizes, device: torch.device, *, budget_s: float = steps.BUDGET_S) -> Record:
     """Check, then time both in one run, taking turns.
 
     Args:
@@ -229,29 +217,15 @@ def run(sizes: Sizes, device: torch.device, *, budget_s: float = 20.0) -> Record
                 if direction == STEP
                 else lambda model=model: attend(model, batch)  # type: ignore[misc]
             )
-        for name, taken in measure(calls, timer_for(device), budget_s=budget_s, most=50).items():
-            if isinstance(taken, Exception):
-                raise taken
-            result = Result(name, name == OURS, direction, sizes.batch, status=MEASURED)
-            result.max_error, result.repeats = errors[direction][name], len(taken)
-            for key, value in summarise(taken).items():
-                setattr(result, key, value)
-            least = {"flops": flops(sizes, direction), "bytes_moved": bytes_moved(sizes, direction)}
-            results.append(asdict(result) | least)
-    record = {
-        "schema": SCHEMA,
-        "case": NAME,
-        "title": TITLE.format(length=sizes.length),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": sizes == QUICK,
-        **start,
-        "load_at_end": environment.load(),
-        "tolerance": TOLERANCE,
-        "sizes": asdict(sizes),
-        "results": results,
-    }
-    check_record(record)
-    return record
+        results += steps.time_calls(
+            calls, device, ours=[OURS], errors=errors[direction], direction=direction,
+            size=sizes.batch, flops=flops(sizes, direction),
+            bytes_moved=bytes_moved(sizes, direction), budget_s=budget_s,
+        )  # fmt: skip
+    return steps.make_record(
+        NAME, TITLE.format(length=sizes.length), start, results,
+        quick=sizes == QUICK, tolerance=TOLERANCE, sizes=sizes,
+    )  # fmt: skip
 
 
 def flops(sizes: Sizes, direction: str) -> int:
@@ -276,28 +250,10 @@ def bytes_moved(sizes: Sizes, direction: str) -> int:
     return 4 * 7 * parameters  # gradient, and both moments and the parameter read and written
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m attn_course.benchmarks.{NAME}",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--quick", action="store_true", help="small, few repeats, stores nothing")
-    parser.add_argument("--output", type=Path, help="folder for the record; the package's own")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args(arguments)
-    try:
-        sizes, budget_s = (QUICK, 0.1) if options.quick else (Sizes(), 20.0)
-        record = run(sizes, torch.device(options.device), budget_s=budget_s)
-    except CheckFailed as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(table(record))
-    if not options.quick:
-        print(f"stored: {store(record, options.output or RESULTS)}")
-    return 0
+def run_either(quick: bool, device: torch.device, budget_s: float) -> Record:
+    """A quick run or a full one."""
+    return run(QUICK if quick else Sizes(), device, budget_s=budget_s)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(steps.main(NAME, __doc__, run_either))

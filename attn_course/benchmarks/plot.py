@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vPX*"
 
+#: Benchmarks that are started as modules of their own; see ``steps``.
+STEPS = ("bahdanau_step", "transformer_step", "cached_decoding")
+
 
 def describe_run(name: str, device: str = "cuda", directory: Path = RESULTS) -> str:
     """One line about a stored run: device, versions, date; or that there is none.
@@ -34,10 +37,12 @@ def describe_run(name: str, device: str = "cuda", directory: Path = RESULTS) -> 
     if record is not None:
         return _line(record)
     where = {"cuda": "a GPU", "cpu": "a CPU"}.get(device, device)
-    return (
-        f"No run on {where} is stored yet. To make one: python -m attn_course.benchmarks {name}"
-        + (" --device cpu" if device == "cpu" else "")
-    )
+    between = "." if name in STEPS else " "
+    command = f"python -m attn_course.benchmarks{between}{name}"
+    # A case runs on a GPU if there is one, a module of its own on the CPU.
+    if device == ("cuda" if name in STEPS else "cpu"):
+        command += f" --device {device}"
+    return f"No run on {where} is stored yet. To make one: {command}"
 
 
 def _line(record: Record) -> str:
@@ -59,6 +64,8 @@ def plot_results(
     figsize: tuple[float, float] = (7.0, 3.6),
 ) -> Figure:
     """Draw time and memory of a stored run against the size, both axes logarithmic.
+
+    Where memory was not measured, time stands alone.
 
     The band about a line reaches from the fastest tenth of the calls to the slowest.
     Below the axes stand the device, the versions and the date. Where no run is stored,
@@ -100,33 +107,36 @@ def plot_results(
             raise ValueError(
                 f"nothing is measured for {missing or direction}; {direction} has {known}."
             )
-        figure, (left, right) = plt.subplots(1, 2, figsize=figsize)
+        panels = 2 if any(row["peak_bytes"] for row in rows) else 1
+        figure, (axes,) = plt.subplots(1, panels, figsize=figsize, squeeze=False)
         for index, peer in enumerate(known):
             if peer in names:
                 mine = sorted((row for row in rows if row["peer"] == peer), key=lambda r: r["size"])
                 style = {"color": PALETTE[index % 8], "marker": MARKERS[index % 8]}
-                _draw(left, right, peer, mine, style)
-        _label(left, right, direction, sorted({row["size"] for row in rows}))
+                _draw(axes, peer, mine, style)
+        _label(axes, direction, sorted({row["size"] for row in rows}))
         figure.suptitle(record["title"], fontsize=11)
-        left.legend()
+        axes[0].legend()
         figure.supxlabel(_line(record), fontsize=8)
     return figure
 
 
-def _draw(left: Axes, right: Axes, peer: str, rows: list[Record], style: dict[str, Any]) -> None:
+def _draw(axes: Sequence[Axes], peer: str, rows: list[Record], style: dict[str, Any]) -> None:
+    left = axes[0]
     sizes = [row["size"] for row in rows]
     left.plot(sizes, [row["median_s"] for row in rows], label=peer, **style)
     low, high = ([row[key] for row in rows] for key in ("p10_s", "p90_s"))
     left.fill_between(sizes, low, high, color=style["color"], alpha=0.2, linewidth=0)
     held = [(row["size"], row["peak_bytes"]) for row in rows if row["peak_bytes"]]
     if held:
-        right.plot(*zip(*held, strict=True), **style)
+        axes[1].plot(*zip(*held, strict=True), **style)
 
 
-def _label(left: Axes, right: Axes, direction: str, sizes: list[int]) -> None:
+def _label(panels: Sequence[Axes], direction: str, sizes: list[int]) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-    for axes, unit, what in ((left, as_seconds, "time"), (right, as_bytes, "memory")):
+    units = ((as_seconds, "time"), (as_bytes, "memory"))
+    for axes, (unit, what) in zip(panels, units, strict=False):  # memory may not be known
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_title(f"{what}, {direction}")

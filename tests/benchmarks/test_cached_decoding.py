@@ -27,7 +27,8 @@ from attn_course.benchmarks.verify import CheckFailed
 from attn_course.seq2seq import greedy_decode
 from tests.benchmarks.fakes import CPU
 
-MODEL, SOURCE = make_model(QUICK, CPU), make_source(QUICK, CPU)
+MODEL: Any = make_model(QUICK, CPU)
+SOURCE = make_source(QUICK, CPU)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
@@ -104,7 +105,8 @@ def test_time_is_drawn_over_length(tmp_path: Any) -> None:
     plt.switch_backend("agg")
     store(run(QUICK, CPU, budget_s=0), tmp_path)
     figure = plot_results(NAME, device="cpu", directory=tmp_path)
-    (time,) = figure.axes
+    assert len(figure.axes) == 1
+    time: Any = figure.axes[0]
     assert [line.get_label() for line in time.lines] == [CACHED, UNCACHED, PARALLEL]
     assert all(list(line.get_xdata()) == list(QUICK.lengths) for line in time.lines)
     plt.close(figure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def test_calls_are_timed_in_turns_and_failures_are_raised() -> None:
         "ours": ["a"], "errors": {"a": 1e-7, "b": 1e-6}, "direction": "forward", "size": 3,
         "flops": 5, "bytes_moved": 7, "budget_s": 0.0,
     }  # fmt: skip
-    rows = steps.time_calls({name: lambda n=name: turns.append(n) for name in "ab"}, CPU, **about)
+    calls = {name: partial(turns.append, name) for name in "ab"}
+    rows = steps.time_calls(calls, CPU, **about)
     assert "".join(turns) == "aabb" + 5 * "ab"
     assert [(row["peer"], row["ours"], row["max_error"]) for row in rows] == [
         ("a", True, 1e-7), ("b", False, 1e-6),

@@ -80,7 +80,14 @@ def test_a_finder_sees_earlier_tokens_alone(scheme: str) -> None:
     assert (weights.triu() == 0).all()
 
 
-def test_the_translator_translates() -> None:
+@pytest.mark.parametrize("marked", [False, True])
+def test_the_translator_translates(marked: bool) -> None:
     source, target = Vocabulary(["the cat"]), Vocabulary(["le chat"])
-    (found,) = build("rotary", source, target).translate(["the cat"], max_len=3)
+    translator = build("none", source, target, marked=marked)
+    (found,) = translator.translate(["the cat"], max_len=3)
     assert found.source == ["the", "cat", "<eos>"]
+    with torch.no_grad():
+        one, _ = translator.model.encoder(torch.tensor([[4, 5, 3]]), torch.tensor([2]))
+        two, _ = translator.model.encoder(torch.tensor([[5, 4, 3]]), torch.tensor([2]))
+    assert torch.allclose(one[0, :2], two[0, [1, 0]], atol=1e-6) != marked
+    assert (one[0, 2] == 0).all()

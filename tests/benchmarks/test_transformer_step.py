@@ -12,7 +12,11 @@ import torch
 from torch import nn
 
 from attn_course.benchmarks import transformer_step
-from attn_course.benchmarks.d2l_transformer import LectureDecoderBlock, LectureTransformer
+from attn_course.benchmarks.d2l_transformer import (
+    LectureDecoderBlock,
+    LectureState,
+    LectureTransformer,
+)
 from attn_course.benchmarks.transformer_step import (
     D2L,
     OURS,
@@ -124,7 +128,7 @@ def test_a_block_alone() -> None:
     memory = torch.rand(2, 3, 8)
 
     def call(x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = block(x, LectureTransformerState(memory))
+        output: torch.Tensor = block(x, LectureState(memory, None, [None]))
         return output
 
     x = torch.rand(2, 4, 8)
@@ -133,12 +137,6 @@ def test_a_block_alone() -> None:
     assert torch.equal(call(x)[:, :-1], call(changed)[:, :-1])
     block.eval()
     assert not torch.allclose(call(x)[:, :-1], call(changed)[:, :-1])
-
-
-def LectureTransformerState(memory: torch.Tensor) -> Any:
-    from attn_course.benchmarks.d2l_transformer import LectureState
-
-    return LectureState(memory, None, [None])
 
 
 @needs_d2l
@@ -167,6 +165,17 @@ def test_wrong_answers_are_refused(name: str, part: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(transformer_step, "models", spoil)
     with pytest.raises(CheckFailed, match=f"transformer_step: {name}, 6 tokens: error"):
         run(QUICK, CPU, budget_s=0)
+
+
+@needs_d2l
+def test_what_is_checked_has_no_kink_and_what_is_timed_has() -> None:
+    for name, model in models(QUICK, CPU).items():
+        relu = logits(model)
+        first, gelu, *gradients = transformer_step.to_check(model, BATCH, QUICK)
+        assert torch.equal(first, relu), name
+        assert torch.equal(gelu, logits(model)), name
+        assert not torch.allclose(gelu, relu), name
+        assert len(gradients) == len([p for p in model.parameters() if p.requires_grad])
 
 
 @needs_d2l

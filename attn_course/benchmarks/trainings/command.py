@@ -10,12 +10,12 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attn_course.benchmarks.trainings import seq2seq, transformer
+from attn_course.benchmarks.trainings import multi_head, positional, seq2seq, transformer
 from attn_course.benchmarks.trainings.common import Record
 from attn_course.benchmarks.trainings.stored import store
 
 #: One a chapter.
-MODULES = (seq2seq, transformer)
+MODULES = (seq2seq, multi_head, positional, transformer)
 
 #: Name -> the training, a function of the seed.
 RUNS: dict[str, Callable[[int], Record]] = {

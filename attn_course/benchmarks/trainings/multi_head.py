@@ -10,8 +10,8 @@ from typing import Any
 from attn_course.benchmarks.trainings.common import Record, keep, on_grammar
 from attn_course.benchmarks.trainings.seq2seq import ENCODER
 from attn_course.data import Vocabulary
-from attn_course.multi_head import MultiHeadAttention
-from attn_course.seq2seq import AttentionDecoder, Encoder, Seq2Seq, Translator
+from attn_course.multi_head import build_translator
+from attn_course.seq2seq import Translator
 
 #: Heads project values and outputs as well; with states of 100 instead of 128 numbers the model
 #: has as many parameters as chapter 3's, whatever the number of heads.
@@ -21,30 +21,9 @@ DECODER: dict[str, Any] = {"embed_dim": 64, "hidden_dim": 100}
 TRAINING: dict[str, Any] = {"batch_size": 128, "max_lr": 6e-3}
 
 
-def build(
-    encoder: dict[str, Any], decoder: dict[str, Any], source: Vocabulary, target: Vocabulary
-) -> Translator:
-    """A translator whose decoder attends with several heads, untrained.
-
-    Args:
-        encoder: Options of ``Encoder``.
-        decoder: Options of ``AttentionDecoder``, without ``memory_dim`` and ``scoring``, and
-            ``num_heads``.
-        source: The vocabulary to read.
-        target: The vocabulary to write.
-    """
-    options = dict(decoder)
-    reader = Encoder(len(source), **encoder)
-    heads = MultiHeadAttention(
-        reader.width, options.pop("num_heads"), query_dim=options["hidden_dim"]
-    )
-    writer = AttentionDecoder(len(target), memory_dim=reader.width, scoring=heads, **options)
-    return Translator(Seq2Seq(reader, writer), source, target)
-
-
 def make(num_heads: int, source: Vocabulary, target: Vocabulary) -> Translator:
     """The chapter's translator with so many heads, untrained."""
-    return build(ENCODER, DECODER | {"num_heads": num_heads}, source, target)
+    return build_translator(ENCODER, DECODER | {"num_heads": num_heads}, source, target)
 
 
 def run_heads(num_heads: int, seed: int) -> Record:
@@ -59,7 +38,7 @@ RUNS: dict[str, Callable[[int], Record]] = {
 
 
 def _keep(name: str, num_heads: int) -> Path:
-    return keep(name, ENCODER, DECODER | {"num_heads": num_heads}, build, **TRAINING)
+    return keep(name, ENCODER, DECODER | {"num_heads": num_heads}, build_translator, **TRAINING)
 
 
 #: Name of a translator that comes with the course -> what trains and stores it.

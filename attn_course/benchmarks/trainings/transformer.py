@@ -65,10 +65,15 @@ GRAMMAR: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "transformer_short": ({}, {}),
     "transformer_short_smoothed": ({}, {"loss": smoothed}),
     "transformer_short_tied": ({"tie_weights": True}, {}),
-    **{  # six layers: with two, everything trains
+    "transformer_short_two_post": ({"norm": "post"}, {}),
+    **{  # of six layers
         f"transformer_short_{norm}{suffix}": ({"num_layers": 6, "norm": norm}, warmup)
         for norm in ("pre", "post")
-        for suffix, warmup in (("", {}), ("_cold", {"warmup": 0.0}))
+        for suffix, warmup in (
+            ("", {}),
+            ("_cold", {"warmup": 0.0}),
+            ("_gentle", {"warmup": 0.3, "max_lr": 1e-3}),
+        )
     },
 }
 
