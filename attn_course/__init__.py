@@ -17,6 +17,9 @@ CHAPTERS: dict[int, str] = {
     1: "kernel_regression",
     2: "scoring",
     3: "seq2seq",
+    4: "multi_head",
+    5: "positional",
+    6: "transformer",
 }
 
 #: Every package that holds a mechanism, in the order in which the course needs them; one
@@ -28,6 +31,7 @@ MECHANISMS: tuple[str, ...] = (
     "seq2seq",
     "multi_head",
     "positional",
+    "transformer",
 )
 
 __all__ = ["CHAPTERS", "MECHANISMS", "__version__"]

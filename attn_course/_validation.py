@@ -59,10 +59,80 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
+def check_counts(**counts: int) -> None:
+    """Raise ``ValueError`` unless each is an integer of at least 1."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
+
+
+def check_ids(name: str, ids: object, shape: tuple[int | str, ...], count: int) -> Tensor:
+    """Raise unless ``ids`` holds integers in [0, count) and has the shape.
+
+    Args:
+        name: What to call it in messages.
+        ids: What came.
+        shape: A size for each dimension; a text where any size of at least 1 will do.
+        count: How many ids there are. On CUDA devices ids are taken on trust: looking
+            at them would make the host wait.
+
+    Returns:
+        The ids.
+    """
+    check_tensor(name, ids)
+    assert isinstance(ids, Tensor)
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise TypeError(f"{name} must hold integers, got {ids.dtype}.")
+    fits = ids.ndim == len(shape) and all(
+        came >= 1 if isinstance(size, str) else came == size
+        for came, size in zip(ids.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join(str(size) for size in shape)
+        raise ValueError(f"{name} must have shape [{wanted}], got {list(ids.shape)}.")
+    if ids.device.type != "cuda" and ids.numel():
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= count:
+            raise ValueError(f"{name} must hold integers in [0, {count}), got {low} to {high}.")
+    return ids
+
+
 def check_dropout(name: str, value: float) -> None:
     """Raise ``ValueError`` unless ``value`` is a probability below 1."""
     if not 0 <= value < 1:
         raise ValueError(f"{name} must lie in [0, 1), got {value}.")
+
+
+def check_window(window: tuple[int | None, int | None] | None) -> tuple[int | None, int | None]:
+    """Return how many keys may be seen to the left and to the right; ``None``: all.
+
+    Raises:
+        TypeError: It is not a pair of integers or ``None``.
+        ValueError: A number is negative.
+    """
+    if window is None:
+        return None, None
+    if not isinstance(window, tuple | list) or len(window) != 2:
+        raise TypeError(f"window must be a pair (left, right), got {window!r}.")
+    for side in window:
+        if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
+            raise TypeError(f"window must hold integers or None, got {window!r}.")
+        if side is not None and side < 0:
+            raise ValueError(f"window must hold no number below 0, got {window!r}.")
+    left, right = window
+    return left, right
+
+
+def check_slopes(slopes: Tensor, batch_shape: tuple[int, ...], device: torch.device) -> None:
+    """Raise unless ``slopes`` holds a number for each head, the last batch dimension."""
+    check_floating("bias_slopes", slopes)
+    if not batch_shape or tuple(slopes.shape) != batch_shape[-1:]:
+        raise ValueError(
+            f"bias_slopes must hold a number for each head, {list(batch_shape[-1:]) or 'none here'}"
+            f", got shape {list(slopes.shape)}."
+        )
+    if slopes.device != device:
+        raise ValueError(f"bias_slopes must be on {device}, like query, got {slopes.device}.")
 
 
 def check_together(**tensors: Tensor) -> None:

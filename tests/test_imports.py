@@ -20,7 +20,7 @@ SIBLINGS = {
     "blocked": {"reference"},
     "kernel": {"kernel"},
     "ops": {"reference", "blocked", "kernel"},
-    "layer": {"ops", "reference", "cache", "loading"},
+    "layer": {"ops", "reference", "cache", "loading", "sublayers", "_checks"},
 }
 #: Parts that every chapter shares; they know no layer.
 SHARED = ("data", "training", "heatmaps")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from attn_course import _padding
 from attn_course._padding import disarm_padding
 from attn_course.testing import make_qkv
 
@@ -50,6 +51,18 @@ def test_padding_is_copied_only_where_it_could_do_harm() -> None:
     assert bool((halves[1][hidden] == 0).all())
     untouched = disarm_padding(query, key, bad)
     assert all(a is b for a, b in zip(untouched, (query, key, bad), strict=True))
+
+
+def test_one_tensor_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(_padding, "_looks_harmless", lambda x: seen.append(x) or True)
+    x, y = torch.ones(2, 3), torch.full((2, 3), torch.nan)
+    assert _padding.harmless(x, x, x) and len(seen) == 1
+    assert _padding.harmless(x, y, x) and len(seen) == 3
+    monkeypatch.undo()
+    assert not _padding.harmless(x, x, y)
+    assert _padding.harmless(x, y[:0]) is (_padding.harmless(x))
+    assert not _padding.harmless(x.half())
 
 
 def test_bad_input_is_named() -> None:

@@ -18,8 +18,10 @@ from attn_course._validation import (
     check_floating,
     check_mask,
     check_rank,
+    check_slopes,
     check_together,
     check_valid_lens,
+    check_window,
     combine,
 )
 from attn_course.dot_product import reference
@@ -302,16 +304,7 @@ def _bounds(
         raise TypeError(f"query_offset must be an integer, got {type(offset).__name__}.")
     if abs(offset) >= 2**30:
         raise ValueError(f"query_offset must lie below 2^30, got {offset}.")
-    left = right = None
-    if window is not None:
-        if not isinstance(window, tuple | list) or len(window) != 2:
-            raise TypeError(f"window must be a pair (left, right), got {window!r}.")
-        for side in window:
-            if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
-                raise TypeError(f"window must hold integers or None, got {window!r}.")
-            if side is not None and side < 0:
-                raise ValueError(f"window must hold no number below 0, got {window!r}.")
-        left, right = window
+    left, right = check_window(window)
     if is_causal:
         right = 0
     # Between these all or nothing is hidden. A kernel counts in 32 bits.
@@ -340,14 +333,7 @@ def _check_slopes(
 ) -> Tensor | None:
     if slopes is None:
         return None
-    check_floating("bias_slopes", slopes)
-    if not batch_shape or tuple(slopes.shape) != batch_shape[-1:]:
-        raise ValueError(
-            f"bias_slopes must hold a number for each head, {list(batch_shape[-1:]) or 'none here'}"
-            f", got shape {list(slopes.shape)}."
-        )
-    if slopes.device != device:
-        raise ValueError(f"bias_slopes must be on {device}, like query, got {slopes.device}.")
+    check_slopes(slopes, batch_shape, device)
     if slopes.requires_grad and torch.is_grad_enabled():
         raise ValueError("bias_slopes must not require a gradient: it gets none. Detach it.")
     return slopes.detach()
@@ -461,7 +447,10 @@ def _sdpa(request: _Request) -> Tensor:
     if allowed is not None:
         query, key, value = disarm_checked(query, key, value, None, allowed)
         nothing = ~allowed.any(-1, keepdim=True)
-        allowed = allowed | nothing  # an average of anything, which is thrown away below
+        if nothing.is_cuda or nothing.any():  # looking would make the host wait for a GPU
+            allowed = allowed | nothing  # an average of anything, which is thrown away below
+        else:
+            nothing = None
     if added is None:
         added = allowed
     elif allowed is not None:

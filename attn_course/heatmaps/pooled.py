@@ -31,8 +31,10 @@ from attn_course._validation import (
     check_floating,
     check_positive,
     check_rank,
+    check_slopes,
     check_together,
     check_valid_lens,
+    check_window,
 )
 
 SCORES = ("dot", "gaussian", "additive")
@@ -276,16 +278,7 @@ def _spans(
     device: torch.device,
 ) -> Spans | None:
     """Which keys each query may see; ``None`` where it is all of them."""
-    if window is None:
-        window = (None, None)
-    if not isinstance(window, tuple | list) or len(window) != 2:
-        raise TypeError(f"window must be a pair (left, right), got {window!r}.")
-    for side in window:
-        if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
-            raise TypeError(f"window must hold integers or None, got {window!r}.")
-        if side is not None and side < 0:
-            raise ValueError(f"window must hold no number below 0, got {window!r}.")
-    left, right = window
+    left, right = check_window(window)
     right = 0 if is_causal else right
     if lens is None and left is None and right is None:
         return None
@@ -306,14 +299,7 @@ def _check_slopes(
         return None
     if score != "dot":
         raise ValueError(f"bias_slopes is for score='dot', got one with score={score!r}.")
-    check_floating("bias_slopes", slopes)
-    if not batch_shape or tuple(slopes.shape) != batch_shape[-1:]:
-        raise ValueError(
-            f"bias_slopes must hold a number for each head, {list(batch_shape[-1:]) or 'none here'}"
-            f", got shape {list(slopes.shape)}."
-        )
-    if slopes.device != query.device:
-        raise ValueError(f"bias_slopes must be on {query.device}, got {slopes.device}.")
+    check_slopes(slopes, batch_shape, query.device)
     return slopes.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
 
 

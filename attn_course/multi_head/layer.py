@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn_course._padding import clear_rows, disarm_padding
-from attn_course._validation import check_choice, check_dropout
+from attn_course._padding import clear_rows, disarm_padding, harmless
+from attn_course._validation import check_choice, check_counts, check_dropout
 from attn_course.dot_product import dot_product_attention
 from attn_course.multi_head import loading, ops
 from attn_course.multi_head.cache import KeyValueCache
@@ -85,16 +85,10 @@ class MultiHeadAttention(nn.Module):
         key_dim = embed_dim if key_dim is None else key_dim
         value_dim = embed_dim if value_dim is None else value_dim
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        for name, size in (
-            ("embed_dim", embed_dim),
-            ("num_heads", num_heads),
-            ("query_dim", query_dim),
-            ("key_dim", key_dim),
-            ("value_dim", value_dim),
-            ("num_kv_heads", num_kv_heads),
-        ):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be an integer of at least 1, got {size!r}.")
+        check_counts(
+            embed_dim=embed_dim, num_heads=num_heads, query_dim=query_dim, key_dim=key_dim,
+            value_dim=value_dim, num_kv_heads=num_kv_heads,
+        )  # fmt: skip
         if embed_dim % num_heads:
             raise ValueError(
                 f"embed_dim must be a multiple of num_heads, since heads share it evenly, "
@@ -274,9 +268,10 @@ class MultiHeadAttention(nn.Module):
         ops.check_inputs(self._widths, query=query, key=key, value=value)
         past = self._past(cache, query)
         key_len = past + key.shape[1]
-        mask, allowed = ops.merge_masks(query, self.num_heads, key_len, valid_lens, mask)
-        if allowed is not None:
-            # Before the projections, whose gradients would multiply NaN from padding by 0.
+        lens, mask = ops.check_masks(query, self.num_heads, key_len, valid_lens, mask)
+        # Before the projections, whose gradients would multiply NaN from padding by 0.
+        if (lens is not None or mask is not None) and not harmless(query, key, value):
+            allowed = ops.some_head_sees(lens, mask, key_len)
             hidden, idle = ~allowed.any(-2)[:, past:], ~allowed.any(-1)
             if own and valid_lens is not None and valid_lens.ndim == 1:
                 # What lies past the end of a sequence is padding as a query too.
@@ -321,9 +316,9 @@ class MultiHeadAttention(nn.Module):
         """``forward`` with a frozen cache: only the queries are projected."""
         ops.check_inputs(self._widths, query=query)
         key_len = self._past(memory, query)
-        mask, allowed = ops.merge_masks(query, self.num_heads, key_len, valid_lens, mask)
-        if allowed is not None:
-            query = clear_rows(query, ~allowed.any(-1))
+        lens, mask = ops.check_masks(query, self.num_heads, key_len, valid_lens, mask)
+        if (lens is not None or mask is not None) and not harmless(query):
+            query = clear_rows(query, ~ops.some_head_sees(lens, mask, key_len).any(-1))
         assert memory.key is not None and memory.value is not None
         return self._answer(
             split_heads(self.W_q(query), self.num_heads),

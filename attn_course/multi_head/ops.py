@@ -134,10 +134,10 @@ def per_head(mask: Tensor | None) -> Tensor | None:
     return mask.unsqueeze(1) if mask.ndim == 3 else mask
 
 
-def merge_masks(
+def check_masks(
     query: Tensor, num_heads: int, key_len: int, valid_lens: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Check lengths and mask, and see who may attend to what.
+    """Check lengths and mask, and make room for the heads.
 
     Args:
         query: ``[batch, query_len, query_dim]``.
@@ -147,8 +147,8 @@ def merge_masks(
         mask: As in ``MultiHeadAttention.forward``.
 
     Returns:
-        The mask with room for heads; and whether any head lets a query attend to a key,
-        ``[batch or 1, query_len or 1, key_len]``, or ``None`` where all do.
+        Both, shaped for broadcasting to ``[batch, num_heads, query_len, key_len]``: the
+        lengths without the last dimension.
 
     Raises:
         TypeError: One holds the wrong kind of numbers.
@@ -157,12 +157,23 @@ def merge_masks(
     (batch, query_len), device = query.shape[:2], query.device
     mask = per_head(mask)
     lens = check_valid_lens(valid_lens, (batch, 1), query_len, key_len, device)
-    mask = check_mask(mask, (batch, num_heads), query_len, key_len, device)
+    return lens, check_mask(mask, (batch, num_heads), query_len, key_len, device)
+
+
+def some_head_sees(lens: Tensor | None, mask: Tensor | None, key_len: int) -> Tensor:
+    """Whether any head lets a query attend to a key.
+
+    Args:
+        lens: From ``check_masks``; one of the two is there.
+        mask: From ``check_masks``.
+        key_len: How many keys.
+
+    Returns:
+        ``[batch or 1, query_len or 1, key_len]``.
+    """
     allowed = combine(lens, mask, key_len)
-    if allowed is None:
-        return mask, None
-    allowed = allowed[(None,) * (4 - allowed.ndim)].expand(-1, -1, -1, key_len)
-    return mask, allowed.any(1)
+    assert allowed is not None
+    return allowed[(None,) * (4 - allowed.ndim)].expand(-1, -1, -1, key_len).any(1)
 
 
 def two_kinds(

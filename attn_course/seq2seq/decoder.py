@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from attn_course.seq2seq._checks import CELLS, check_counts, check_ids, check_query, check_recurrent
+from attn_course._validation import check_counts, check_ids
+from attn_course.seq2seq._checks import CELLS, check_query, check_recurrent
 from attn_course.seq2seq.attention import MemoryAttention
 from attn_course.seq2seq.encoder import EncoderOutput
 from attn_course.seq2seq.state import DecoderState

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from attn_course._validation import check_tensor
-from attn_course.seq2seq._checks import CELLS, check_counts, check_ids, check_recurrent
+from attn_course._validation import check_counts, check_ids, check_tensor
+from attn_course.seq2seq._checks import CELLS, check_recurrent
 
 
 class EncoderOutput(NamedTuple):

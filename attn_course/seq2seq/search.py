@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from attn_course.seq2seq._checks import check_counts
+from attn_course._validation import check_counts
 
 
 class Writer(Protocol):

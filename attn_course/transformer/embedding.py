@@ -6,9 +6,8 @@ import math
 
 from torch import Tensor, nn
 
-from attn_course._validation import check_choice, check_dropout
+from attn_course._validation import check_choice, check_counts, check_dropout
 from attn_course.positional import LearnedEncoding, SinusoidalEncoding
-from attn_course.transformer._checks import check_counts
 
 
 class TokenEmbedding(nn.Module):

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from attn_course._validation import check_choice
+from attn_course._validation import check_choice, check_counts
 from attn_course.positional import RotaryEmbedding, linear_slopes
-from attn_course.transformer._checks import check_counts
 from attn_course.transformer.embedding import TokenEmbedding
 
 #: How a Transformer may know positions, besides ``None``: not at all.

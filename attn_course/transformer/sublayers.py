@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attn_course._validation import check_choice, check_dropout
+from attn_course._validation import check_choice, check_counts, check_dropout
 from attn_course.transformer import ops
-from attn_course.transformer._checks import check_counts
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 

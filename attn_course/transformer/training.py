@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from attn_course._validation import check_floating
-from attn_course.transformer._checks import check_counts, check_ids
+from attn_course._validation import check_counts, check_floating, check_ids
 
 
 def label_smoothing_loss(

@@ -261,6 +261,14 @@ def test_dropout_falls_on_the_weights_after_the_softmax(impl: str) -> None:
         torch.testing.assert_close(before, weights)
 
 
+def test_each_batch_item_drops_weights_of_its_own() -> None:
+    """Also where queries and keys are shared by all, and only the values differ."""
+    query, key, _ = inputs(6, 8)
+    value = torch.eye(8, dtype=torch.float64, device=DEVICE).expand(3, 8, 8)
+    output = dot_product_attention(query[None], key[None], value, dropout_p=0.5, impl="sdpa")
+    assert output.shape == (3, 6, 8) and not torch.equal(output[0] == 0, output[1] == 0)
+
+
 @each_impl
 def test_empty_batch_and_no_queries(impl: str) -> None:
     assert dot_product_attention(*inputs(3, 4, 0), impl=impl).shape == (0, 3, 3)

@@ -111,7 +111,8 @@ def test_a_wrong_answer_gets_its_own_message(
         page.checks[number](*functions)
     message = str(failure.value)
     # A kernel and its launcher are judged together.
-    blamed = names if number in page.kernel_numbers else [function.__name__]
+    together = number in page.kernel_numbers and len(names) > 1
+    blamed = names if together else [function.__name__]
     assert any(message.startswith(f"Exercise {number}, `{name}`: ") for name in blamed), message
     assert fragment in message
     others = {other for _, _, other in page.answers.WRONG[number]} - {fragment}

@@ -331,7 +331,7 @@ def test_the_constructor_refuses(options: dict[str, Any], error: type, message: 
         ({"source": torch.zeros(3, dtype=torch.long)}, ValueError, r"source must have shape"),
         ({"source": torch.zeros(3, 0, dtype=torch.long)}, ValueError, r"source must have shape"),
         ({"source": torch.zeros(3, 5)}, TypeError, "source must hold integers"),
-        ({"source": torch.full((3, 5), 11)}, ValueError, r"ids in \[0, 11\), got 0 to 11"),
+        ({"source": torch.full((3, 5), 11)}, ValueError, r"integers in \[0, 11\), got 0 to 11"),
         ({"source": [[1, 2]]}, TypeError, "source must be a torch.Tensor, got list"),
         ({"source_lens": torch.tensor([5, 0, 1])}, ValueError, "at least 1, got 0: an empty"),
         ({"source_lens": torch.tensor([6, 1, 1])}, ValueError, r"source_lens must hold .* to 6"),
@@ -341,7 +341,7 @@ def test_the_constructor_refuses(options: dict[str, Any], error: type, message: 
         ({"target_input": torch.zeros(3, dtype=torch.long)}, ValueError, r"\[3, target_len\]"),
         ({"target_input": torch.zeros(2, 4, dtype=torch.long)}, ValueError, r"\[3, target_len\]"),
         ({"target_input": torch.zeros(3, 0, dtype=torch.long)}, ValueError, r"\[3, target_len\]"),
-        ({"target_input": torch.full((3, 4), 9)}, ValueError, r"ids in \[0, 9\), got 9 to 9"),
+        ({"target_input": torch.full((3, 4), 9)}, ValueError, r"integers in \[0, 9\), got 9 to 9"),
         ({"language": torch.zeros(3, dtype=torch.long)}, ValueError, "num_languages"),
     ],
 )
@@ -353,7 +353,7 @@ def test_forward_refuses(change: dict[str, Any], error: type, message: str) -> N
 def test_more_refusals() -> None:
     with pytest.raises(ValueError, match="language must be given"):
         make_model(**OPTIONS["token_language"])(**make_batch())
-    with pytest.raises(ValueError, match=r"language must hold ids in \[0, 2\), got 0 to 2"):
+    with pytest.raises(ValueError, match=r"language must hold integers in \[0, 2\), got 0 to 2"):
         model = make_model(**OPTIONS["token_language"])
         model(**make_batch(), language=torch.tensor([0, 2, 1]))
     with pytest.raises(ValueError, match="weights, which scoring=None has not"):
