@@ -4,9 +4,10 @@
 
 A step is forward, cross-entropy, backward and Adam, without dropout. Short sentences in a
 large batch, as translators see them, and long ones in a small batch; so that about as many
-tokens are read. Width 256 and two layers; the feed-forward networks are four times as wide as
-a token, the ratio of Vaswani et al. (2017). The vocabulary is small, 1,000 words: with tens
-of thousands the map to logits would take most of the time, and it is the same for both.
+tokens are read. Sizes are those of the lecture behind chapter 6: width 256, two layers of four
+heads, 64 hidden numbers. The vocabulary is small, 1,000 words: with tens of thousands the map
+to logits would take most of the time, and it is the same for both; so would wide feed-forward
+networks.
 
 d2l's attention has no biases. Ours are zeros here and do not learn: both models compute the
 same, and learn the same parameters. Checked are logits and all gradients, in training mode,
@@ -48,7 +49,7 @@ class Sizes:
 
     batches: tuple[tuple[int, int], ...] = ((64, 16), (8, 256))
     width: int = 256
-    hidden: int = 1024
+    hidden: int = 64
     layers: int = 2
     heads: int = 4
     vocab: int = 1000
