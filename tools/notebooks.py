@@ -6,8 +6,9 @@
     book/exercises/NN_name.md -> notebooks/solutions/NN_name.ipynb   executed
                                  notebooks/exercises/NN_name.ipynb   stubs, not executed
 
-and executes those whose cells have changed; with a chapter's number, all of that chapter's.
-A notebook is written aside, checked and then moved into place.
+and executes those whose code has changed; with a chapter's number, all of that chapter's.
+Where only the text has changed, the outputs stay. A notebook is written aside, checked and
+then moved into place.
 """
 
 from __future__ import annotations
@@ -157,6 +158,27 @@ def same_cells(one: NotebookNode, other: NotebookNode) -> bool:
     return bool(essence(one) == essence(other))
 
 
+def keep_outputs(notebook: NotebookNode, stored: NotebookNode) -> bool:
+    """Take over the stored outputs if every code cell is what it was.
+
+    Args:
+        notebook: Derived anew; its code cells get outputs.
+        stored: The one that was executed.
+
+    Returns:
+        Whether that was possible.
+    """
+    ours, theirs = (
+        [cell for cell in nb.cells if cell.cell_type == "code"] for nb in (notebook, stored)
+    )
+    if [(c.source, c.metadata) for c in ours] != [(c.source, c.metadata) for c in theirs]:
+        return False
+    for cell, old in zip(ours, theirs, strict=True):
+        cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    notebook.metadata["course"]["seconds"] = stored.metadata["course"]["seconds"]
+    return True
+
+
 def holds_work(notebook: NotebookNode) -> bool:
     """Whether somebody has run or answered an exercise notebook."""
     stubs = sum(cell.source.count("raise NotImplementedError") for cell in notebook.cells)
@@ -218,6 +240,10 @@ def main() -> int:
                 continue
             save(notebook, target)
             print(f"{name}: written")
+            continue
+        if current is not None and not number and keep_outputs(notebook, current):
+            save(notebook, target)
+            print(f"{name}: new text, same outputs")
             continue
         print(f"{name}: running ...", flush=True)
         try:

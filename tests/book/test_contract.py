@@ -53,6 +53,20 @@ def test_derived_notebooks_equal_their_sources(source: Path, target: Path, solve
     assert tool.same_cells(read(target), fresh), f"{name(target)}: run make notebooks"
 
 
+def test_new_text_keeps_outputs_and_new_code_does_not() -> None:
+    source, target = CHAPTER_SOURCES[0], NOTEBOOKS / f"{CHAPTER_SOURCES[0].stem}.ipynb"
+    stored = nbformat.read(target, as_version=4)
+    anew = tool.derive(source, target)
+    anew.cells[0].source += " A word more."
+    assert tool.keep_outputs(anew, stored)
+    outputs = [[c.outputs for c in nb.cells if c.cell_type == "code"] for nb in (anew, stored)]
+    assert outputs[0] == outputs[1] and anew.metadata["course"] == stored.metadata["course"]
+    anew = tool.derive(source, target)
+    next(c for c in anew.cells if c.cell_type == "code").source += "\n1"
+    assert not tool.keep_outputs(anew, stored)
+    assert not any(c.outputs for c in anew.cells if c.cell_type == "code")
+
+
 def test_no_notebook_without_a_source() -> None:
     assert {target for _, target, _ in TARGETS} == set(NOTEBOOKS.rglob("*.ipynb")) - set(
         NOTEBOOKS.rglob(".ipynb_checkpoints/*")
