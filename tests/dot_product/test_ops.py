@@ -261,6 +261,55 @@ def test_dropout_falls_on_the_weights_after_the_softmax(impl: str) -> None:
         torch.testing.assert_close(before, weights)
 
 
+@pytest.mark.skipif(DEVICE != "cpu", reason="only on a CPU")
+@pytest.mark.parametrize("heads", [(), (4,)], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"is_causal": True}, {"window": (2, 1)}, {"slopes": True}], ids=str
+)
+def test_item_by_item_or_all_together(
+    options: dict[str, Any], heads: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths of 0 and of all keys among them; the keys past them hold NaN."""
+    if options.pop("slopes", False):
+        if not heads:
+            pytest.skip("slopes belong to heads")
+        options = {"bias_slopes": torch.tensor([0.5, 0.25, 0.1, 0.0], dtype=torch.float64)}
+    lens = torch.tensor([7, 0, 3])
+    made = make_qkv((3, *heads), 5, 7, dtype=torch.float64)
+    past = (torch.arange(7) >= lens[:, None]).view(3, *(1 for _ in heads), 7, 1)
+    leaves = [made[0], *(x.masked_fill(past, torch.nan) for x in made[1:])]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    items = []
+    keep = ops._each_item
+    monkeypatch.setattr(ops, "_each_item", lambda request: items.append(1) or keep(request))
+    results = []
+    for elements in (36, 35):
+        monkeypatch.setattr(ops, "_ITEM_ELEMENTS", elements)
+        output = dot_product_attention(*leaves, valid_lens=lens, impl="sdpa", **options)
+        results.append([output, *torch.autograd.grad(output.sin().sum(), leaves)])
+    assert items == [1]
+    for together, apart in zip(*results, strict=True):
+        assert apart.isfinite().all()
+        torch.testing.assert_close(apart, together)
+    assert not results[1][0][1].any()
+
+
+def test_lengths_of_each_query_and_masks_keep_items_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ops, "_ITEM_ELEMENTS", 1)
+    monkeypatch.setattr(ops, "_each_item", lambda _: pytest.fail("items came apart"))
+    Q, K, V = inputs(3, 4, 2)
+    each = torch.tensor([[1, 2, 3], [4, 0, 2]], device=DEVICE)
+    dot_product_attention(Q, K, V, valid_lens=each, impl="sdpa")
+    mask = torch.ones(3, 4, dtype=torch.bool, device=DEVICE)
+    dot_product_attention(Q, K, V, valid_lens=each[:, 0], mask=mask, impl="sdpa")
+    empty = (x[:0] for x in (Q, K, V))
+    lens = torch.zeros(0, dtype=torch.long, device=DEVICE)
+    assert dot_product_attention(*empty, valid_lens=lens, impl="sdpa").shape == (0, 3, 3)
+
+
 def test_each_batch_item_drops_weights_of_its_own() -> None:
     """Also where queries and keys are shared by all, and only the values differ."""
     query, key, _ = inputs(6, 8)
