@@ -140,8 +140,8 @@ def load_translator(
 
     Args:
         name: Which one, a file of ``attn_course/data/pretrained``.
-        build: Makes it, untrained, from what is stored as ``encoder`` and ``decoder`` and
-            from the two vocabularies.
+        build: Makes it, untrained, from what is stored as ``encoder`` and ``decoder``, from
+            the two vocabularies and, as keywords, from what is stored as ``model``.
 
     Raises:
         ValueError: There is none of that name.
@@ -154,7 +154,8 @@ def load_translator(
     config, state = pretrained(name)
     # Each token occurs once, so they stand in alphabetical order: the one they are stored in.
     source, target = (Vocabulary([config[side]]) for side in ("source", "target"))
-    translator = build(config["encoder"], config["decoder"], source, target)
+    options = config.get("model", {})
+    translator = build(config["encoder"], config["decoder"], source, target, **options)
     translator.model.load_state_dict(state)
     translator.model.eval()
     return translator

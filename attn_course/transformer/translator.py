@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from attn_course.data import Vocabulary, pretrained
+from attn_course import seq2seq
+from attn_course.data import Vocabulary
 from attn_course.seq2seq import Translator
 from attn_course.transformer.decoder import TransformerDecoder
 from attn_course.transformer.encoder import TransformerEncoder
@@ -59,12 +60,4 @@ def load_translator(name: str = "grammar_transformer") -> Translator:
         >>> translator.translate(["the black cat sleeps"])[0].text  # doctest: +SKIP
         'le chat noir dort'
     """
-    config, state = pretrained(name)
-    # Each token occurs once, so they stand in alphabetical order: the one they are stored in.
-    source, target = (Vocabulary([config[side]]) for side in ("source", "target"))
-    translator = build_translator(
-        config["encoder"], config["decoder"], source, target, **config.get("model", {})
-    )
-    translator.model.load_state_dict(state)
-    translator.model.eval()
-    return translator
+    return seq2seq.load_translator(name, build=build_translator)

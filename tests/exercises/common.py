@@ -16,6 +16,9 @@ from typing import Any
 import pytest
 import torch
 
+from attn_course.exercises import CheckFailed
+from attn_course.exercises.framework import Attempt, Outcome, _exact
+
 ROOT = Path(__file__).resolve().parents[2]
 CELL = re.compile(r"^```\{code-cell\} ipython3\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SOLUTION = re.compile(
@@ -221,6 +224,27 @@ def assert_formulas_are_wrong(
                 if got.shape == expected.shape:
                     differs |= not torch.allclose(got, expected, rtol=1e-2, atol=1e-2)
             assert differs, (oracle, mistake.message)
+
+
+def assert_formulas_get_their_messages(
+    cases: Iterable[Any], oracle: Callable[..., Any], mistakes: Any
+) -> None:
+    """Each formula of a known mistake is judged to be that mistake and no other."""
+    attempt = Attempt("0.0")
+    for mistake in mistakes:
+        for answer in mistake.answers:
+            outcomes = []
+            for case in cases:
+                inputs = {name: _exact(value) for name, value in case.inputs.items()}
+                try:
+                    got = answer(**inputs).double()
+                except (RuntimeError, IndexError, ZeroDivisionError):
+                    continue
+                if got.shape == oracle(**inputs).shape:
+                    outcomes.append(Outcome.of(case, oracle, got))
+            with pytest.raises(CheckFailed) as failure:
+                attempt.judge(answer, outcomes, mistakes)
+            assert mistake.message in str(failure.value)
 
 
 def run_script(folder: Path, lines: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -18,9 +18,13 @@ from attn_course.exercises import Accesses, CheckFailed
 from attn_course.exercises import multi_head as checks
 from attn_course.exercises import multi_head_cases as cases
 from attn_course.exercises import multi_head_mistakes as mistakes
-from attn_course.exercises.framework import Attempt, Outcome, _exact
+from attn_course.exercises.framework import _exact
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
-from tests.exercises.common import PAGES, assert_formulas_are_wrong
+from tests.exercises.common import (
+    PAGES,
+    assert_formulas_are_wrong,
+    assert_formulas_get_their_messages,
+)
 
 PAGE = PAGES["multi_head"]
 ANSWERS, CHECKS = PAGE.answers, PAGE.checks
@@ -53,21 +57,7 @@ def test_mistakes_do_not_answer_correctly(table: Any, oracle: Any, known: Any) -
 
 @EACH_TABLE
 def test_each_formula_of_a_mistake_gets_its_message(table: Any, oracle: Any, known: Any) -> None:
-    attempt = Attempt("4.0")
-    for mistake in known:
-        for answer in mistake.answers:
-            outcomes = []
-            for case in table:
-                inputs = {name: _exact(value) for name, value in case.inputs.items()}
-                try:
-                    got = answer(**inputs).double()
-                except (RuntimeError, IndexError, ZeroDivisionError):
-                    continue
-                if got.shape == oracle(**inputs).shape:
-                    outcomes.append(Outcome.of(case, oracle, got))
-            with pytest.raises(CheckFailed) as failure:
-                attempt.judge(answer, outcomes, known)
-            assert mistake.message in str(failure.value)
+    assert_formulas_get_their_messages(table, oracle, known)
 
 
 # Oracles -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course import _d2l
+from attn_course.benchmarks.d2l_transformer import LectureDecoderBlock, LectureState
 from attn_course.multi_head import KeyValueCache
 from attn_course.testing import assert_unchanged
 from attn_course.transformer import (
@@ -18,7 +19,6 @@ from attn_course.transformer import (
     EncoderLayer,
     PositionwiseFeedForward,
 )
-from tests.transformer.d2l_decoder import Block
 from tests.transformer.models import DIM, HEADS, HIDDEN, LENS, stir
 
 needs_d2l = pytest.mark.skipif(
@@ -225,9 +225,9 @@ def test_encoder_layer_is_d2ls(use_bias: bool, padded: bool) -> None:
         torch.testing.assert_close(gradients_of(output, mine), gradients_of(expected, other))
 
 
-def d2l_decoder_block(x: Tensor, memory: Tensor) -> Block:
-    theirs = Block(_d2l.load(), DIM, HIDDEN, HEADS, 0.0, 0).double()
-    theirs(x, [memory, None, [None]])
+def d2l_decoder_block(x: Tensor, memory: Tensor) -> LectureDecoderBlock:
+    theirs = LectureDecoderBlock(DIM, HIDDEN, HEADS).double()
+    theirs(x, LectureState(memory, None, [None]))
     return stir(theirs)
 
 
@@ -237,7 +237,7 @@ def test_decoder_layer_is_d2ls_in_training(padded: bool) -> None:
     x, memory, lens = randn(), randn(MEMORY), LENS if padded else None
     theirs, ours = d2l_decoder_block(x, memory), make(DecoderLayer)
     ours.load_d2l(theirs.state_dict())
-    expected, _ = theirs(x, [memory, lens, [None]])
+    expected = theirs(x, LectureState(memory, lens, [None]))
     output = ours(x, memory, memory_lens=lens)
     torch.testing.assert_close(output, expected)
     for mine, other in (
@@ -261,10 +261,13 @@ def test_d2ls_decoder_sees_the_future_in_evaluation_mode() -> None:
     changed[:, -1] += 1
     for training in (True, False):
         theirs.train(training), ours.train(training)
-        before, after = (theirs(y, [memory, None, [None]])[0][:, :-1] for y in (x, changed))
+        before, after = (
+            theirs(y, LectureState(memory, None, [None]))[:, :-1] for y in (x, changed)
+        )
         assert torch.equal(before, after) == training
         assert torch.equal(ours(x, memory)[:, :-1], ours(changed, memory)[:, :-1])
-    torch.testing.assert_close(ours(x, memory), theirs.train()(x, [memory, None, [None]])[0])
+    expected = theirs.train()(x, LectureState(memory, None, [None]))
+    torch.testing.assert_close(ours(x, memory), expected)
 
 
 @needs_d2l

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attn_course import _d2l
+from attn_course.benchmarks.d2l_transformer import LectureTransformer
 from attn_course.positional import linear_slopes, sinusoid
 from attn_course.testing import assert_unchanged
 from attn_course.transformer import (
@@ -19,7 +19,6 @@ from attn_course.transformer import (
     TransformerDecoder,
     TransformerEncoder,
 )
-from tests.transformer.d2l_decoder import Decoder
 from tests.transformer.models import (
     DIM,
     HEADS,
@@ -93,25 +92,18 @@ def test_stacks_are_pytorchs(norm: str) -> None:
 )
 def test_a_model_of_d2ls_parts() -> None:
     """From ids to logits: d2l scales its embeddings and adds sinusoids as well."""
-    d2l, batch = _d2l.load(), make_batch()
-    encoder = d2l.TransformerEncoder(SOURCE_VOCAB, DIM, HIDDEN, HEADS, LAYERS, 0.0)
-    decoder = Decoder(d2l, TARGET_VOCAB, DIM, HIDDEN, HEADS, LAYERS, 0.0)
-
-    def score() -> Tensor:
-        memory = encoder(batch["source"], LENS)
-        return decoder(batch["target_input"], memory, LENS)
-
-    score()  # they learn their widths
-    for part in (encoder, decoder):
-        stir(part).train()
-        part.pos_encoding.P = part.pos_encoding.P.double()
-    ours = make_model()
-    for mine, theirs in ((ours.encoder, encoder), (ours.decoder, decoder)):
-        mine.embedding.tokens.load_state_dict(theirs.embedding.state_dict())
-        for layer, block in zip(mine.layers, theirs.blks, strict=True):
+    batch = make_batch()
+    theirs = LectureTransformer(SOURCE_VOCAB, TARGET_VOCAB, DIM, HIDDEN, HEADS, LAYERS)
+    theirs(**batch)  # its parts learn their widths
+    stir(theirs).train()
+    ours, pairs = make_model(), ("encoder", "decoder")
+    for mine, other in ((getattr(ours, name), getattr(theirs, name)) for name in pairs):
+        other.pos_encoding.P = other.pos_encoding.P.double()
+        mine.embedding.tokens.load_state_dict(other.embedding.state_dict())
+        for layer, block in zip(mine.layers, other.blks, strict=True):
             layer.load_d2l(block)
-    ours.output.load_state_dict(decoder.dense.state_dict())
-    torch.testing.assert_close(ours(**batch), score(), rtol=1e-6, atol=1e-6)
+    ours.output.load_state_dict(theirs.decoder.dense.state_dict())
+    torch.testing.assert_close(ours(**batch), theirs(**batch), rtol=1e-6, atol=1e-6)
 
 
 @each_position
