@@ -113,5 +113,7 @@ def harmless(*tensors: Tensor) -> bool:
 def _looks_harmless(tensor: Tensor) -> bool:
     if tensor.dtype not in (torch.float32, torch.float64) or tensor.device.type != "cpu":
         return False
-    low, high = tensor.detach().aminmax() if tensor.numel() else (0, 0)
-    return bool(-_HARMLESS < low and high < _HARMLESS)  # NaN is neither
+    if not tensor.numel():
+        return True
+    low, high = tensor.detach().aminmax()
+    return low.item() > -_HARMLESS and high.item() < _HARMLESS  # NaN is neither

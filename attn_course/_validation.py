@@ -201,12 +201,13 @@ def check_valid_lens(
             f"got {list(valid_lens.shape)}."
         )
     _check_device("valid_lens", valid_lens, device)
-    outside = (valid_lens < 0) | (valid_lens > key_len)
-    if device.type != "cuda" and bool(outside.any()):
-        raise ValueError(
-            f"valid_lens must lie in [0, {key_len}], the number of keys, "
-            f"got {valid_lens[outside].flatten()[0].item()}."
-        )
+    if device.type != "cuda" and valid_lens.numel():
+        for extreme in valid_lens.aminmax():
+            if not 0 <= extreme.item() <= key_len:
+                raise ValueError(
+                    f"valid_lens must lie in [0, {key_len}], the number of keys, "
+                    f"got {extreme.item()}."
+                )
     per_query = valid_lens.ndim > len(batch)
     inner = (1,) * (len(batch_shape) - len(batch))
     return valid_lens.reshape(*batch, *inner, query_len if per_query else 1)

@@ -34,6 +34,9 @@ _KERNEL_WIDTH = 256
 #: Queries times keys from which on a CPU is faster with one item of a batch after another.
 _ITEM_ELEMENTS = 256 * 256
 
+#: Queries times keys up to which a CPU trains faster with plain products than fused.
+_FEW_ELEMENTS = 16 * 16
+
 #: How many keys to the left and to the right of a query's position it may see.
 Window: TypeAlias = tuple[int | None, int | None]
 
@@ -209,7 +212,8 @@ def dot_product_attention(
                           where interpreted only; can be differentiated once
             ``auto``      with ``need_weights`` ``reference``; on CUDA ``triton``
                           for what ``sdpa`` has no word for; else ``sdpa``, and
-                          with ``need_lse`` ``reference``
+                          ``reference`` with ``need_lse`` and, on a CPU where
+                          gradients are recorded, for up to 16 x 16 pairs
             ============= ======================================================
 
     Returns:
@@ -349,7 +353,7 @@ def _choose(impl: str, request: _Request, need_weights: bool, need_lse: bool) ->
             return "reference"
         if request.query.is_cuda and (need_lse or _beyond_sdpa(request)) and _kernel_fits(request):
             return "triton"
-        return "reference" if need_lse else "sdpa"
+        return "reference" if need_lse or _too_few_to_fuse(request) else "sdpa"
     if need_weights and impl != "reference":
         raise ValueError(
             f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
@@ -371,6 +375,17 @@ def _choose(impl: str, request: _Request, need_weights: bool, need_lse: bool) ->
         if request.query.dtype == torch.float64 and not _triton.INTERPRETED:
             raise TypeError("impl='triton' has no float64 on a GPU: use impl='reference'.")
     return impl
+
+
+def _pairs(request: _Request) -> int:
+    """Queries times keys, of one head."""
+    return request.query.shape[-2] * request.key.shape[-2]
+
+
+def _too_few_to_fuse(request: _Request) -> bool:
+    """Whether plain products train faster: on a CPU the fused backward pass starts slowly."""
+    on_cpu = request.query.device.type == "cpu"
+    return on_cpu and torch.is_grad_enabled() and _pairs(request) <= _FEW_ELEMENTS
 
 
 def _beyond_sdpa(request: _Request) -> bool:
@@ -434,7 +449,7 @@ def _has_items(request: _Request) -> bool:
     if not batch_shape or not batch_shape[0]:
         return False
     one_each = lens.shape[0] == lens.numel() == batch_shape[0]
-    return one_each and request.query.shape[-2] * request.key.shape[-2] >= _ITEM_ELEMENTS
+    return one_each and _pairs(request) >= _ITEM_ELEMENTS
 
 
 def _each_item(request: _Request) -> Tensor:

@@ -44,6 +44,10 @@ def sinusoid(angle: Tensor, dim: int) -> Tensor:
 def rotate(x: Tensor, angle: Tensor, pairs: str) -> Tensor:
     """Turn each pair of columns, as a point in the plane, by its angle.
 
+    A product of complex numbers is the same and takes a CPU less time, but PyTorch rounds it
+    differently at the end of a tensor: a token that is rotated alone, for a cache, would not
+    equal the same token in its sequence bit for bit.
+
     Args:
         x: ``[..., length, dim]``.
         angle: ``[length, dim / 2]``.

@@ -23,10 +23,11 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
     """
     if allowed is not None:
         scores = scores.masked_fill(~allowed, -torch.inf)
-    if bool(scores.detach().amax(-1).isfinite().all()):
-        return scores.softmax(-1)
-    # Some row has no key or an infinite score. inf - inf would be NaN; the largest finite
-    # number takes all the weight just as well.
+    weights = scores.softmax(-1)
+    # A row without a key or with an infinite score is now NaN, in all columns: one tells.
+    if bool(weights[..., :1].detach().isfinite().all()):
+        return weights
+    # There inf - inf was NaN; the largest finite number takes all the weight just as well.
     scores = scores.clamp(max=torch.finfo(scores.dtype).max)
     closed = scores == -torch.inf
     empty = closed.all(-1, keepdim=True)

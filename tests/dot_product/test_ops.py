@@ -339,13 +339,33 @@ def test_arguments_are_left_alone(impl: str) -> None:
         )
 
 
-@pytest.mark.parametrize("need_weights", [False, True])
-def test_auto_follows_its_table(monkeypatch: pytest.MonkeyPatch, need_weights: bool) -> None:
-    fused = []
-    plain = ops._sdpa
-    monkeypatch.setattr(ops, "_sdpa", lambda *args: fused.append(1) or plain(*args))
-    dot_product_attention(*inputs(2, 3), need_weights=need_weights)
-    assert bool(fused) == (not need_weights)
+@pytest.mark.parametrize(
+    ("query_len", "key_len", "grad", "need_weights", "expected"),
+    [
+        (17, 16, True, False, "_sdpa"),
+        (17, 16, True, True, "_reference"),
+        (16, 16, True, False, "_sdpa" if DEVICE == "cuda" else "_reference"),
+        (16, 16, False, False, "_sdpa"),
+        (1, 200, True, False, "_sdpa" if DEVICE == "cuda" else "_reference"),
+    ],
+)
+def test_auto_follows_its_table(
+    monkeypatch: pytest.MonkeyPatch,
+    query_len: int,
+    key_len: int,
+    grad: bool,
+    need_weights: bool,
+    expected: str,
+) -> None:
+    taken = []
+    for name in ("_sdpa", "_reference"):
+        plain = getattr(ops, name)
+        monkeypatch.setattr(
+            ops, name, lambda *args, name=name, plain=plain: taken.append(name) or plain(*args)
+        )
+    with torch.set_grad_enabled(grad):
+        dot_product_attention(*inputs(query_len, key_len), need_weights=need_weights)
+    assert taken == [expected]
 
 
 def heads(batch: int, heads: int, group: int, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
