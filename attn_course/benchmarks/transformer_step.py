@@ -4,10 +4,9 @@
 
 A step is forward, cross-entropy, backward and Adam, without dropout. Short sentences in a
 large batch, as translators see them, and long ones in a small batch; so that about as many
-tokens are read. Sizes are those of the lecture behind chapter 6: width 256, two layers of four
-heads, 64 hidden numbers. The vocabulary is small, 1,000 words: with tens of thousands the map
-to logits would take most of the time, and it is the same for both; so would wide feed-forward
-networks.
+tokens are read. Two sizes: the model that chapter 6 trains, and the wider one of the lecture
+behind it, with 1,000 words. With tens of thousands the map to logits would take most of the
+time, and it is the same for both; so would wide feed-forward networks.
 
 d2l's attention has no biases. Ours are zeros here and do not learn: both models compute the
 same, and learn the same parameters. Checked are logits and all gradients, in training mode,
@@ -36,7 +35,6 @@ from attn_course.transformer import (
 
 NAME = "transformer_step"
 TITLE = "Training step of a Transformer, sentences of up to n tokens"
-STEP = "training step"
 OURS, D2L = "auto", "d2l"
 
 #: The largest error allowed in logits and gradients, over the largest number there is.
@@ -47,15 +45,30 @@ TOLERANCE = 1e-4
 class Sizes:
     """How large everything is; ``batches`` are pairs of batch and length."""
 
-    batches: tuple[tuple[int, int], ...] = ((64, 16), (8, 256))
-    width: int = 256
-    hidden: int = 64
+    batches: tuple[tuple[int, int], ...]
+    width: int
+    hidden: int
+    vocab: int
     layers: int = 2
     heads: int = 4
-    vocab: int = 1000
+
+    @property
+    def step(self) -> str:
+        """What one call of this model is called in a record."""
+        return f"training step, width {self.width}"
 
 
-QUICK = Sizes(batches=((4, 6), (2, 20)), width=16, hidden=32, heads=2, vocab=30)
+@dataclass(frozen=True)
+class Models:
+    """All that a run measures."""
+
+    models: tuple[Sizes, ...]
+
+
+CHAPTER = Sizes(batches=((128, 16), (8, 256)), width=72, hidden=144, vocab=275)
+LECTURE = Sizes(batches=((64, 16), (8, 256)), width=256, hidden=64, vocab=1000)
+FULL = Models((CHAPTER, LECTURE))
+QUICK = Models((Sizes(batches=((4, 6), (2, 20)), width=16, hidden=32, heads=2, vocab=30),))
 
 
 class Batch(NamedTuple):
@@ -190,13 +203,13 @@ def check(sizes: Sizes, device: torch.device) -> dict[int, dict[str, float]]:
     return errors
 
 
-def run(sizes: Sizes, device: torch.device, *, budget_s: float = steps.BUDGET_S) -> Record:
+def run(sizes: Models, device: torch.device, *, budget_s: float = steps.BUDGET_S) -> Record:
     """Check, then time both in one run, taking turns.
 
     Args:
-        sizes: How large everything is.
+        sizes: How large everything is, model by model.
         device: Where.
-        budget_s: Seconds for each of the two at each length.
+        budget_s: Seconds for each of the two, of each model and at each length.
 
     Returns:
         A record as ``python -m attn_course.benchmarks`` stores them.
@@ -205,22 +218,32 @@ def run(sizes: Sizes, device: torch.device, *, budget_s: float = steps.BUDGET_S)
         CheckFailed: An answer is wrong. Nothing was timed.
         ImportError: d2l is missing.
     """
-    errors = check(sizes, device)
+    errors = [check(model, device) for model in sizes.models]
     start = environment.describe(device)
+    results = []
+    for model, error in zip(sizes.models, errors, strict=True):
+        results += measure(model, device, error, budget_s)
+    return steps.make_record(
+        NAME, TITLE, start, results, quick=sizes == QUICK, tolerance=TOLERANCE, sizes=sizes
+    )
+
+
+def measure(
+    sizes: Sizes, device: torch.device, errors: dict[int, dict[str, float]], budget_s: float
+) -> list[Record]:
+    """The results of one model, for ``run``."""
     results = []
     for count, length in sizes.batches:
         both, batch = models(sizes, device), make_batch(sizes, count, length, device)
         learned = sum(p.numel() for p in both[OURS].parameters() if p.requires_grad)
         results += steps.time_calls(
             {name: training_step(model, batch) for name, model in both.items()},
-            device, ours=[OURS], errors=errors[length], direction=STEP, size=length,
+            device, ours=[OURS], errors=errors[length], direction=sizes.step, size=length,
             flops=3 * 2 * products(sizes, count, length, length),
             # Adam's: gradient, and both moments and the parameter read and written.
             bytes_moved=4 * 7 * learned, budget_s=budget_s,
         )  # fmt: skip
-    return steps.make_record(
-        NAME, TITLE, start, results, quick=sizes == QUICK, tolerance=TOLERANCE, sizes=sizes
-    )
+    return results
 
 
 def products(sizes: Any, batch: int, source_len: int, target_len: int) -> int:
@@ -244,7 +267,7 @@ def products(sizes: Any, batch: int, source_len: int, target_len: int) -> int:
 
 def run_either(quick: bool, device: torch.device, budget_s: float) -> Record:
     """A quick run or a full one."""
-    return run(QUICK if quick else Sizes(), device, budget_s=budget_s)
+    return run(QUICK if quick else FULL, device, budget_s=budget_s)
 
 
 if __name__ == "__main__":
