@@ -17,8 +17,9 @@ from attn_course import _triton
 from attn_course.exercises.framework import Attempt, Skipped, _same
 from attn_course.exercises.launches import Accesses
 
-#: Numbers behind the end of a guarded tensor.
-BEHIND = 64
+#: Numbers behind the end of a guarded tensor. What is interpreted writes wherever it is told
+#: to: with little room a wrong stride or mask would reach Python's own memory, and end it.
+BEHIND = 1 << 13
 
 
 class Guarded(NamedTuple):

@@ -48,6 +48,8 @@ from attn_course.exercises.multi_head_cases import (
     _unpacked,
 )
 from attn_course.exercises.multi_head_mistakes import (
+    _ADDITIVE,
+    _ALL_THREE,
     _BIAS_LOST,
     _COUNT_MISTAKES,
     _FETCH_MISTAKES,
@@ -119,6 +121,8 @@ def check_masks(attempt: Attempt, mask_per_head: Callable[..., Tensor]) -> None:
         result = attempt.call(mask_per_head, case.inputs)
         if isinstance(result, Tensor):  # 0 and 1 are as good as booleans
             result = result.double()
+            if bool((result < 0).any()):
+                attempt.fail(f"{_ADDITIVE}\nSeen with {describe(case.inputs)}.", mask_per_head)
         shape = _mask_of(**case.inputs).shape
         got = attempt.tensor(mask_per_head, result, shape, describe(case.inputs))
         return Outcome.of(case, _mask_of, got)
@@ -139,7 +143,15 @@ def check_count(attempt: Attempt, count_parameters: Callable[..., int]) -> None:
         count_parameters: (embed_dim, num_heads, num_kv_heads, query_dim, key_dim,
             value_dim, bias) -> a number.
     """
-    attempt.verify(count_parameters, _COUNT_CASES, _count, _COUNT_MISTAKES, rtol=0, atol=0.1)
+
+    def outcome(case: Case) -> Outcome:
+        result = attempt.call(count_parameters, case.inputs)
+        if isinstance(result, Tensor):  # whole numbers are welcome
+            result = result.double()
+        got = attempt.tensor(count_parameters, result, [], describe(case.inputs))
+        return Outcome.of(case, _count, got)
+
+    attempt.judge_each(count_parameters, _COUNT_CASES, outcome, _COUNT_MISTAKES, rtol=0, atol=0.1)
 
 
 # 4.4 ---------------------------------------------------------------------------------
@@ -206,6 +218,10 @@ def check_load(
                 f"expected {', '.join(right)}.",
                 from_torch,
             )
+        for name, part in right.items():
+            whole = 3 * len(part)
+            if isinstance(result[name], Tensor) and result[name].shape[:1] == (whole,):
+                attempt.fail(_ALL_THREE.format(name, whole), from_torch)
         got = {
             name: attempt.tensor(from_torch, result[name], part.shape, describe(case.inputs), name)
             for name, part in right.items()

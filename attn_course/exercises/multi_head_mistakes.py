@@ -6,6 +6,7 @@ A mistake is the formula that it computes, and the message that names it.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ from attn_course.exercises.multi_head_cases import (
     _padded_width,
     _prune,
     _scores,
+    _split,
 )
 
 # 4.1 ---------------------------------------------------------------------------------
@@ -65,6 +67,11 @@ _SPLIT_MISTAKES = (
             _cut("len", "heads", "batch", "dim", order=(2, 1, 0, 3)),
         ),
     ),
+    Mistake(
+        "sentences and heads are in each other's place: axis 0 counts heads. `torch.stack` makes "
+        "its new axis in front of all others, if you do not say where: where does it belong?",
+        (lambda x, num_heads: _split(x, num_heads).transpose(0, 1),),
+    ),
 )
 
 _SWAPPED = (
@@ -94,6 +101,11 @@ _MERGE_MISTAKES = (
     Mistake(
         "two axes are exchanged, but they are not those of heads and tokens.",
         (_joined(0, 1, 3, 2), _joined(0, 3, 2, 1), _joined(0, 3, 1, 2)),
+    ),
+    Mistake(
+        "sentences stand side by side where heads should: which axis of [batch, num_heads, len, "
+        "head_dim] is taken apart?",
+        (lambda heads: torch.cat(heads.unbind(0), 2),),
     ),
 )
 
@@ -159,9 +171,32 @@ _MASK_MISTAKES = (
         (_rule(torch.le),),
     ),
     Mistake(
+        "one key too few may be attended to: the last word of each sentence is hidden. It has the "
+        "position valid_lens - 1, since positions are counted from 0.",
+        (_rule(lambda place, lens: place < lens - 1),),
+    ),
+    Mistake(
+        "all sentences are cut off at one length: each has its own, the b-th `valid_lens[b]`.",
+        (
+            _rule(again=lambda lens, h: lens.max().expand(len(lens) * h)),
+            _rule(again=lambda lens, h: lens[0].expand(len(lens) * h)),
+        ),
+    ),
+    Mistake(
+        "the future is hidden as well. That is a decoder's mask; here a query may attend to every "
+        "key that counts, before it or after it.",
+        (lambda **given: _rule()(**given).tril(),),
+    ),
+    Mistake(
         "all keys may be attended to: where does valid_lens come in?",
         (_rule(keys=False),),
     ),
+)
+
+
+_ADDITIVE = (
+    "there are negative numbers in it: this is a mask to be *added* to scores, 0 for yes. Asked "
+    "for are booleans, True for *may attend*."
 )
 
 
@@ -196,6 +231,28 @@ def _each_head_full(**given: Any) -> Tensor:
     embed_dim, num_heads, bias = given["embed_dim"], given["num_heads"], given["bias"]
     inputs = _maps(output=False, times=lambda h: h)(**given)
     return inputs + (num_heads * embed_dim + bias) * embed_dim
+
+
+def _shared_width(width: Callable[[int, int], int]) -> Callable[..., Tensor]:
+    """Another width of all heads of keys, by embed_dim and num_kv_heads; as of values."""
+
+    def answer(**given: Any) -> Tensor:
+        embed_dim, bias = given["embed_dim"], given["bias"]
+        shared = width(embed_dim, given["num_kv_heads"])
+        inputs = given["key_dim"] + given["value_dim"] + 2 * bias
+        count = (given["query_dim"] + embed_dim + 2 * bias) * embed_dim + inputs * shared
+        return torch.tensor(float(count))
+
+    return answer
+
+
+def _biased(biases: Callable[..., int]) -> Callable[..., Tensor]:
+    """Another number of biases, by the sizes."""
+
+    def answer(**given: Any) -> Tensor:
+        return _count(**(given | {"bias": False})) + given["bias"] * biases(**given)
+
+    return answer
 
 
 _NARROW = dict.fromkeys(("query_dim", "key_dim", "value_dim"), "embed_dim")
@@ -246,6 +303,41 @@ _COUNT_MISTAKES = (
         (_maps(sizes=_NARROW), _maps(sizes=_NARROW | _ALL_HEADS)),
     ),
     Mistake(
+        "two of the inputs are taken to be equally wide; queries, keys and values each have a "
+        "width, and there is a map for each: which one reads what?",
+        tuple(
+            _maps(sizes=sizes)
+            for sizes in (
+                {"value_dim": "key_dim"},
+                {"key_dim": "value_dim"},
+                {"key_dim": "query_dim"},
+                {"key_dim": "query_dim", "value_dim": "query_dim"},
+            )
+        ),
+    ),
+    Mistake(
+        "the heads of keys and values have a wrong width: each is as wide as *one* head of "
+        "queries, whose number is num_heads, and there are num_kv_heads of them.",
+        (
+            _shared_width(lambda embed_dim, heads: embed_dim // heads),
+            _shared_width(lambda embed_dim, heads: embed_dim * heads),
+        ),
+    ),
+    Mistake(
+        "the weights are right, and the biases are too many or too few: a map adds one number to "
+        "each that it *makes*. How many do W_q, W_k, W_v and W_o make?",
+        (
+            _biased(lambda embed_dim, **sizes: 4 * embed_dim),
+            _biased(lambda embed_dim, **sizes: 2 * embed_dim),
+            _biased(lambda **sizes: 4),
+            _biased(
+                lambda embed_dim, query_dim, key_dim, value_dim, **sizes: (
+                    query_dim + key_dim + value_dim + embed_dim
+                )
+            ),
+        ),
+    ),
+    Mistake(
         "this is one head's share of the projections, not all heads'.",
         (_maps(times_inputs=lambda h: 1 / h), _maps(times=lambda h: 1 / h)),
     ),
@@ -275,6 +367,24 @@ _FETCH_MISTAKES = (
         "this is the total over all outputs. The exercise asks for the error per output: by what "
         "is it to be divided?",
         (lambda weights, asked, variance: len(asked) * _fetch_error(weights, asked, variance),),
+    ),
+    Mistake(
+        "the shares of all questions are taken from one. Each output has an error of its own, one "
+        "minus its own share; what is the mean of those?",
+        (_by_share(lambda asked, total, s2: s2 * (1 - asked.square().sum() / total)),),
+    ),
+    Mistake(
+        "the mean is taken over two questions, however many there are.",
+        (_by_share(lambda asked, total, s2: s2 * (1 - asked.square().sum() / total / 2)),),
+    ),
+    Mistake(
+        "the weights are added up before they are squared. Each answer has a gain of its own, and "
+        "so an error of its own: what do you know of each?",
+        (
+            _by_share(lambda asked, total, s2: s2 * (1 - asked.sum() ** 2 / total)),
+            _by_share(lambda asked, total, s2: s2 * (1 - asked.sum() * asked.mean() / total)),
+            _by_share(lambda asked, total, s2: s2 * (1 - asked.mean() ** 2 / total)),
+        ),
     ),
     Mistake(
         "this is what the head explains of the values; the error is what it leaves.",
@@ -317,11 +427,20 @@ _FETCH_MISTAKES = (
     Mistake(
         "this takes the weights to be the best ones already; they are given, and some lie on "
         "slots that nobody asked for.",
-        (lambda weights, asked, variance: _floor(len(asked), variance),),
+        (
+            lambda weights, asked, variance: _floor(len(asked), variance),
+            lambda weights, asked, variance: _floor(2, variance),
+            _by_share(
+                lambda asked, total, s2: s2 * (1 - asked.square() / asked.square().sum()).mean()
+            ),
+        ),
     ),
     Mistake(
-        "only the first of the questions is looked at: average over all of them.",
-        (lambda weights, asked, variance: _fetch_error(weights, asked[:1], variance),),
+        "only one of the questions is looked at: average over all of them.",
+        (
+            lambda weights, asked, variance: _fetch_error(weights, asked[:1], variance),
+            _by_share(lambda asked, total, s2: s2 * (1 - asked.square().max() / total)),
+        ),
     ),
     Mistake(
         "the square of the variance: with values of twice the size, how much larger is an error "
@@ -363,6 +482,15 @@ _FLOOR_MISTAKES = (
     Mistake(
         "this is the part that one head gets right, 1 of so many facts. How much is left?",
         (_floor_of(lambda facts, variance: variance / facts),),
+    ),
+    Mistake(
+        "`variance` comes in with another power than one, or not at all: with values of twice the "
+        "size, how much larger is a mean of squares, and how much larger is their variance?",
+        (
+            _floor_of(lambda facts, variance: 1 - 1 / facts),
+            _floor_of(lambda facts, variance: variance**2 * (1 - 1 / facts)),
+            _floor_of(lambda facts, variance: (variance * (1 - 1 / facts)) ** 0.5),
+        ),
     ),
     Mistake(
         "this is the error of equal weights and no output map. Let the map rescale what it reads.",
@@ -421,6 +549,21 @@ def _uniform(**given: Any) -> Tensor:
 def _rescaled(**given: Any) -> Tensor:
     num_heads = given["num_heads"]
     return _prune(**given) * num_heads / (num_heads - len(given["off"]))
+
+
+def _elsewhere(axis: int) -> Callable[..., Tensor]:
+    """Along another axis than that of the heads."""
+    return _silenced(
+        lambda heads, W_o, num_heads, off: (
+            _merge(_without(heads, axis, [i for i in off if i < heads.shape[axis]])) @ W_o.T
+        )
+    )
+
+
+def _values_misread(**given: Any) -> Tensor:
+    W_v, off = given["W_v"], given["off"]
+    columns = _places(off, len(W_v) // given["num_heads"], len(W_v))
+    return _prune(**(given | {"W_v": _without(W_v, 1, columns), "off": []}))
 
 
 _PRUNE_MISTAKES = (
@@ -488,6 +631,28 @@ _PRUNE_MISTAKES = (
         (
             lambda **given: _prune(**(given | {"off": given["off"][:1]})),
             lambda **given: _prune(**(given | {"off": given["off"][-1:]})),
+        ),
+    ),
+    Mistake(
+        "the head's scores are minus infinity throughout, and a softmax of nothing else divides 0 "
+        "by 0: NaN. Is it the scores that must not be there, or what comes of them?",
+        (lambda **given: _prune(**given) + (torch.nan if given["off"] else 0),),
+    ),
+    Mistake(
+        "something is silenced, but along another axis than that of the heads: which of [batch, "
+        "num_heads, len, head_dim] does your index pick from?",
+        tuple(_elsewhere(axis) for axis in (0, 2, 3)),
+    ),
+    Mistake(
+        "a wrong slice of W_v is zeroed: its columns belong to what it reads of a token, its rows "
+        "to what it makes for the heads.",
+        (_values_misread,),
+    ),
+    Mistake(
+        "the output map is missing: these are the merged heads themselves.",
+        (
+            _silenced(lambda heads, W_o, num_heads, off: _merge(_without(heads, 1, off))),
+            _silenced(lambda heads, W_o, num_heads, off: _merge(heads)),
         ),
     ),
     Mistake(
@@ -562,7 +727,11 @@ _STATE_MISTAKES = (
     Mistake(
         "a matrix is transposed. `nn.Linear` keeps [out, in], and so does PyTorch's layer: what is "
         "there to turn? (A square matrix fits either way, and no error will tell.)",
-        (_transposed("qkv"), _transposed("qkvo"), _transposed("o")),
+        tuple(
+            _transposed("".join(letters))
+            for count in range(1, 5)
+            for letters in itertools.combinations("qkvo", count)
+        ),
     ),
     Mistake(
         "the biases are there, and all are zero. A fresh layer's are, too; those of a trained one "
@@ -573,6 +742,23 @@ _STATE_MISTAKES = (
         "the weights are right, and their biases belong to other maps: they are stacked in the "
         "same order.",
         tuple(_ordered(order, "bias") for order in _OTHER_ORDERS),
+    ),
+    Mistake(
+        "queries, keys and values get the same third. There are three: which comes next?",
+        tuple(
+            _ordered((i, i, i), *kinds)
+            for i in range(3)
+            for kinds in (("weight", "bias"), ("weight",), ("bias",))
+        ),
+    ),
+    Mistake(
+        "W_o gets what belongs to one of the others: the output map is not in the packed tensors, "
+        "it has its own names.",
+        tuple(
+            _changed(**{f"W_o__{kind}": _packed(kind, i) for kind in kinds})
+            for i in range(3)
+            for kinds in (("weight", "bias"), ("weight",), ("bias",))
+        ),
     ),
     Mistake(
         "every third row is taken. The three matrices lie one above another, each in one piece.",
@@ -589,6 +775,11 @@ _STATE_MISTAKES = (
             ),
         ),
     ),
+)
+
+_ALL_THREE = (
+    "{} has all {} rows of the packed tensor. Its matrices lie one above another: along which axis "
+    "is it to be cut?"
 )
 
 _BIAS_LOST = (
@@ -635,6 +826,15 @@ _TILE_MISTAKES = (
         (lambda query, key, scale, block: query @ key.T,),
     ),
     Mistake(
+        "the scale comes in twice.",
+        (lambda query, key, scale, block: scale**2 * query @ key.T,),
+    ),
+    Mistake(
+        "the scores are stored on their side: the table has QUERY_LEN rows, and row i begins at "
+        "i * KEY_LEN. Which of your two indices is multiplied?",
+        (lambda **given: _scores(**given).T.reshape(len(given["query"]), -1),),
+    ),
+    Mistake(
         "the products are divided by the scale; it is there to be multiplied by.",
         (lambda query, key, scale, block: query @ key.T / scale,),
     ),
@@ -658,7 +858,7 @@ _TILE_MISTAKES = (
 _TILE_WORDS = Words(
     outside="a load reads past the end of the keys. On a GPU that is somebody else's memory. "
     "A tile is cut off at two sides: which of its rows are keys, and which of its columns hold a "
-    "number? `tl.load` wants to know both.",
+    "number? `tl.load` wants to know both. And how far is it from one key to the next?",
     foreign="Program (r, c) owns the tile of scores that begins at row r * BLOCK and column "
     "c * BLOCK, as far as there are scores. How far is it from one row of the scores to the next, "
     "and which places of a tile exist?",
@@ -701,6 +901,8 @@ def _stream(
     forget: bool = False,
     tail: float = -torch.inf,
     total: Callable[[Tensor], Tensor] = lambda p: p.sum(1),
+    weigh: Callable[[Tensor, Tensor], Tensor] = lambda s, new: (s - new[:, None]).exp(),
+    carry: Callable[[Tensor, Tensor], Tensor] = lambda numerator, by: numerator * by[:, None],
     part: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
     each: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda numerator, total, p: numerator,
     end: Callable[[Tensor, Tensor], Tensor] = lambda numerator, total: numerator / total,
@@ -715,6 +917,8 @@ def _stream(
         forget: Whether the largest is not kept for the next round.
         tail: The score of a lane without a key.
         total: The sum of a tile's exponentials, for each query.
+        weigh: (scores, largest) -> exponentials.
+        carry: (numerator, what it is multiplied by) -> what is left of it.
         part: (exponentials, values) -> what a tile adds to the numerator.
         each: (numerator, denominator, exponentials) -> the numerator after a round.
         end: (numerator, denominator) -> the output.
@@ -731,9 +935,9 @@ def _stream(
             for (k, v), lanes in list(zip(tiles, inside, strict=True))[rounds]:
                 s = torch.where(lanes, scale * q @ k.T, tail)
                 new = largest(old, s)
-                p = (s - new[:, None]).exp()
+                p = weigh(s, new)
                 denominator = denominator * denominator_by(old, new) + total(p)
-                numerator = numerator * numerator_by(old, new)[:, None] + part(p, v)
+                numerator = carry(numerator, numerator_by(old, new)) + part(p, v)
                 numerator = each(numerator, denominator[:, None], p)
                 old = old if forget else new
             outputs.append(end(numerator, denominator[:, None]))
@@ -862,6 +1066,45 @@ _FLASH_MISTAKES = (
         (_stream(total=lambda p: p.sum(0)),),
     ),
     Mistake(
+        "a number that belongs to a query is spread along the wrong axis: beside a tile, `[BLOCK]` "
+        "counts columns, and where the tile is square nothing complains. Which index makes a "
+        "column of it?",
+        (
+            _stream(
+                weigh=lambda s, new: (s.float() - new.float()).exp().double(),
+            ),
+            _stream(carry=lambda numerator, by: numerator * by[: numerator.shape[1]]),
+            _stream(end=lambda numerator, total: numerator / total[: numerator.shape[1], 0]),
+        ),
+    ),
+    Mistake(
+        "only one of the two sums is carried from round to round: the other begins anew with "
+        "each tile.",
+        (_stream(denominator_by=_nothing), _stream(numerator_by=_nothing)),
+    ),
+    Mistake(
+        "the loop ends too early: it is over *keys*, and the last of their tiles need not be full.",
+        (
+            lambda **given: _stream(rounds=slice(len(given["key"]) // given["block"]))(**given),
+            lambda **given: _stream(rounds=slice(-(-len(given["query"]) // given["block"])))(
+                **given
+            ),
+        ),
+    ),
+    Mistake(
+        "the keys are averaged, and not the values: what does the second load of a round read?",
+        (lambda query, key, value, scale, block: _flash(query, key, key, scale, block),),
+    ),
+    Mistake(
+        "these are powers of two. A softmax has powers of e; what would the scores have to be "
+        "multiplied by?",
+        (
+            lambda query, key, value, scale, block: _flash(
+                query, key, value, scale * math.log(2), block
+            ),
+        ),
+    ),
+    Mistake(
         "it never divides: this is the numerator alone.",
         (_stream(end=_undivided),),
     ),
@@ -886,7 +1129,8 @@ _FLASH_MISTAKES = (
 
 _FLASH_WORDS = Words(
     outside="a load reads beyond the keys or beyond the values. On a GPU that is somebody else's "
-    "memory. Which rows of the last tile exist, and which of its columns?",
+    "memory. Which rows of the last tile exist, and which of its columns? And how far is it from "
+    "one key to the next?",
     foreign="On a GPU all programs run at once: what would be left in that slot? Program i owns "
     "the outputs of queries i * BLOCK to (i + 1) * BLOCK - 1, as far as there are queries, and "
     "as wide as a value.",

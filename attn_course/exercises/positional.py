@@ -105,7 +105,7 @@ def _said(attempt: Attempt, function: object, result: object) -> Tensor:
     """True or False, as 1 or 0."""
     if result is None:
         attempt.fail("it returned None: is the `return` missing?", function)
-    one = isinstance(result, Tensor) and result.numel() == 1
+    one = isinstance(result, Tensor) and result.numel() == 1 and result.dtype == torch.bool
     if not isinstance(result, bool | np.bool_) and not one:
         attempt.fail(
             f"it returned {_a(result)}; expected True or False: one answer for all outputs "

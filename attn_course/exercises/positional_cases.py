@@ -88,10 +88,23 @@ def _round(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return value + value.roll(1, 0) / 2
 
 
-def _in_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    pair = torch.arange(len(query)) // 2
-    apart = pair[:, None] != pair
+def _in_windows(window: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention among tokens of the same window."""
+    apart = window[:, None] != window
     return _scores(query, key).masked_fill(apart, -torch.inf).softmax(1) @ value
+
+
+def _in_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return _in_windows(torch.arange(len(query)) // 2, query, key, value)
+
+
+def _in_later_pairs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return _in_windows((torch.arange(len(query)) + 1) // 2, query, key, value)
+
+
+def _from_both_ends(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    place = torch.arange(len(query))
+    return _in_windows(torch.minimum(place, place.flip(0)), query, key, value)
 
 
 def _alone(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -116,6 +129,8 @@ _MECHANISMS = (
     Mechanism("each token by itself", _alone, True),
     Mechanism("the mean of all tokens, for every token", _mean, True),
     Mechanism("the tokens sorted by their first number", _sorted, False),
+    Mechanism("attention within pairs, from the second token on", _in_later_pairs, False),
+    Mechanism("attention within pairs, one token from each end", _from_both_ends, False),
 )
 
 
@@ -263,6 +278,9 @@ _PATH_CASES = tuple(
     Case(f"{n} tokens", {"kind": kind, "n": n, "k": k})
     for kind in _READS
     for n, k in ((64, 3), (100, 7), (65, 2), (9, 3), (125, 5), (10, 3), (2, 4), (6, 5), (5, 16))
+) + tuple(  # powers whose logarithms are rounded to the wrong side, one or another
+    Case(f"{n} tokens", {"kind": "dilated convolution", "n": n, "k": k})
+    for n, k in ((243, 3), (512, 8))
 )
 
 

@@ -109,9 +109,14 @@ _TEST_MISTAKES = (
         ),
     ),
     Mistake(
-        "two tokens that change places are not every permutation: where both lie in one window, a "
-        "mechanism that works in windows notices nothing. Which permutation moves all of them?",
-        (_with_order([1, 0, 2, 3, 4, 5, 6, 7, 8, 9]),),
+        "tokens that change places in pairs are not every permutation: where both lie in one "
+        "window, a mechanism that works in windows notices nothing. Which permutation has no such "
+        "pattern?",
+        (
+            _with_order([1, 0, 2, 3, 4, 5, 6, 7, 8, 9]),
+            _with_order([0, 2, 1, 3, 4, 5, 6, 7, 8, 9]),
+            _with_order([9, 1, 2, 3, 4, 5, 6, 7, 8, 0]),
+        ),
     ),
     Mistake(
         "sums or means of outputs are compared, and they hide which output belongs to which token. "
@@ -189,6 +194,34 @@ _SINUSOID_MISTAKES = (
             lambda length, dim, base: torch.cat(
                 [_angle(length, dim, base).sin(), _angle(length, dim, base).cos()], 1
             ),
+            lambda length, dim, base: torch.cat(
+                [_angle(length, dim, base).cos(), _angle(length, dim, base).sin()], 1
+            ),
+        ),
+    ),
+    Mistake(
+        "pairs are counted from 1. The first pair has j = 0: by how much does it turn from one "
+        "position to the next?",
+        (lambda length, dim, base: _waves(_angle(length, dim, base) * base ** (-2 / dim)),),
+    ),
+    Mistake(
+        "the exponents run up to 1. Some programs do so, and divide by dim - 2; here they are 2j / "
+        "dim, and the last is a little less.",
+        (lambda length, dim, base: _waves(_angle(length, dim, base, power=dim / max(dim - 2, 1))),),
+    ),
+    Mistake(
+        "only sines, or only cosines: one of them alone does not tell where on the circle it is.",
+        (
+            lambda length, dim, base: _interleaved(*2 * [_angle(length, dim, base).sin()]),
+            lambda length, dim, base: _interleaved(*2 * [_angle(length, dim, base).cos()]),
+        ),
+    ),
+    Mistake(
+        "the exponents are whole numbers: 2j is not divided by dim, or what is left of it after "
+        "the division is cut off. How do `/` and `//` differ?",
+        (
+            lambda length, dim, base: _waves(_angle(length, dim, base, power=dim)),
+            lambda length, dim, base: _waves(_angle(length, dim, base, power=0)),
         ),
     ),
     Mistake(
@@ -251,6 +284,13 @@ def _blocks(angle: Tensor, signs: tuple[int, int] = (1, -1), halves: bool = Fals
     matrix[first, first] = matrix[second, second] = angle.cos()
     matrix[first, second], matrix[second, first] = signs[0] * angle.sin(), signs[1] * angle.sin()
     return matrix
+
+
+def _exchanged(*signs: int) -> Callable[[int, int, float], Tensor]:
+    """Sines where cosines belong, and cosines where sines do, with these signs."""
+    return lambda delta, dim, base: _blocks(
+        math.pi / 2 - delta * _frequencies(dim, base), (signs[0], signs[1])
+    )
 
 
 def _row(position: int, dim: int, base: float) -> Tensor:
@@ -321,6 +361,39 @@ _SHIFT_MISTAKES = (
     Mistake(
         "it always moves by one position: where does delta come in?",
         (lambda delta, dim, base: _moved(1, dim, base),),
+    ),
+    Mistake(
+        "nothing moves: M @ P[i] is P[i].",
+        (lambda delta, dim, base: _encodings(dim, base),),
+    ),
+    Mistake(
+        "it moves forward, whatever the sign of delta: what becomes of a sine, and of a cosine, "
+        "when the sign of its angle changes?",
+        (lambda delta, dim, base: _moved(abs(delta), dim, base),),
+    ),
+    Mistake(
+        "the base is always 10,000, whatever was asked for.",
+        (_matrix_of(lambda delta, dim, base: _blocks(delta * _frequencies(dim, 10000.0))),),
+    ),
+    Mistake(
+        "later pairs turn faster than the first: is delta multiplied by base^(2j/dim), or divided?",
+        (_matrix_of(lambda delta, dim, base: _blocks(delta / _frequencies(dim, base))),),
+    ),
+    Mistake(
+        "the matrix is diagonal: then a new sine is made of the old sine alone. What else stands "
+        "in the theorem?",
+        (
+            _matrix_of(
+                lambda delta, dim, base: (
+                    (delta * _frequencies(dim, base)).cos().repeat_interleave(2).diag()
+                )
+            ),
+            _matrix_of(lambda delta, dim, base: _row(delta, dim, base).diag()),
+        ),
+    ),
+    Mistake(
+        "sine and cosine have changed places in the blocks: what should stand there for delta = 0?",
+        tuple(_matrix_of(_exchanged(*signs)) for signs in ((1, -1), (1, 1), (-1, 1))),
     ),
 )
 
@@ -425,6 +498,26 @@ _TURN_MISTAKES = (
         (lambda x, base: _turn(x, 10000.0),),
     ),
     Mistake(
+        "x comes back as it was: what is to become of it from row to row?",
+        (_turn_of(lambda length, dim, base: _angle(length, dim, base) * 0),),
+    ),
+    Mistake(
+        "later pairs turn faster than the first: the exponent has a sign.",
+        (_turn_of(lambda length, dim, base: _angle(length, dim, base, power=-1.0)),),
+    ),
+    Mistake(
+        "pairs are counted from 1. The first pair has j = 0, and turns by one radian a position.",
+        (_turn_of(lambda length, dim, base: _angle(length, dim, base) * base ** (-2 / dim)),),
+    ),
+    Mistake(
+        "every row turns by the same angle: where does its position come in?",
+        (_turn_of(lambda length, dim, base: _frequencies(dim, base).expand(length, -1)),),
+    ),
+    Mistake(
+        "the two of a pair have changed places.",
+        (lambda x, base: _turn(x, base).unflatten(1, (-1, 2)).flip(2).flatten(1),),
+    ),
+    Mistake(
         "sinusoids are added. Here nothing is added: each pair of columns is multiplied by a "
         "rotation.",
         (_added,),
@@ -459,6 +552,19 @@ def _scored(
 
     def answer(query: Tensor, key: Tensor, value: Tensor, base: float) -> Tensor:
         return formula(_turn(query, base), _turn(key, base)) @ value
+
+    return answer
+
+
+def _begun(first: Callable[[int, int], tuple[int, int]]) -> Callable[..., Tensor]:
+    """Queries and keys that begin elsewhere, by how many there are of each."""
+
+    def later(place: int) -> Callable[..., Tensor]:
+        return _turn_of(lambda length, dim, base: _angle(length, dim, base, first=place))
+
+    def answer(query: Tensor, key: Tensor, value: Tensor, base: float) -> Tensor:
+        i, k = first(len(query), len(key))
+        return _self_attention(later(i)(query, base), later(k)(key, base), value)
 
     return answer
 
@@ -520,6 +626,26 @@ _ROTARY_MISTAKES = (
     Mistake(
         "the weights sum to one over the queries, not over the keys: check the axis.",
         (_scored(lambda query, key: _scores(query, key).softmax(0)),),
+    ),
+    Mistake(
+        "the scores are divided by something else than the root of d, the width of a query.",
+        (
+            _scored(lambda query, key: (query @ key.T / query.shape[1]).softmax(1)),
+            _scored(lambda query, key: (query @ key.T / len(key) ** 0.5).softmax(1)),
+        ),
+    ),
+    Mistake(
+        "the scores are used as weights as they are. What do the weights of a query sum to?",
+        (_scored(_scores),),
+    ),
+    Mistake(
+        "what comes out is turned. Scores need positions; the average of the values is the answer.",
+        (lambda **given: _turn(_rotary(**given), given["base"]),),
+    ),
+    Mistake(
+        "queries and keys do not both begin at position 0: were they turned as one sequence, or "
+        "set so that their ends meet?",
+        (_begun(lambda n, m: (0, n)), _begun(lambda n, m: (m, 0)), _begun(lambda n, m: (m - n, 0))),
     ),
     Mistake(
         "the base does not arrive where the turning is done.",
@@ -590,7 +716,9 @@ _PATH_MISTAKES = (
     Mistake(
         "tokens are counted, and moves were asked for. How many moves lead from the first of two "
         "tokens to the second?",
-        _of(("recurrent", lambda n, k: n), ("self-attention", lambda n, k: n)),
+        _of(
+            *((kind, lambda n, k: n) for kind in ("recurrent", "self-attention", *_WIDE)),
+        ),
     ),
     Mistake(
         "a recurrent network reads one token after another, whatever k is.",
@@ -640,9 +768,55 @@ _PATH_MISTAKES = (
         ),
     ),
     Mistake(
-        "the logarithm is right on paper, and rounded on a computer: of 125 to the base 5 it gives "
-        "3.0000000000000004, which is rounded up to 4. Can you count in integers?",
-        _of(("dilated convolution", lambda n, k: math.ceil(math.log(n, k)))),
+        "the logarithm is right on paper, and rounded on a computer: where n is a power of k it "
+        "may be 3.0000000000000004, which is rounded up to 4. Can you count in integers?",
+        _of(
+            ("dilated convolution", lambda n, k: math.ceil(math.log(n, k))),
+            ("dilated convolution", lambda n, k: math.ceil(math.log10(n) / math.log10(k))),
+            ("dilated convolution", lambda n, k: math.ceil(math.log2(n) / math.log2(k))),
+        ),
+    ),
+    Mistake(
+        "a logarithm to the base 2: by which factor does each layer reach further than the one "
+        "before?",
+        _of(("dilated convolution", lambda n, k: math.ceil(math.log2(n)))),
+    ),
+    Mistake(
+        "one layer too few, where n is one more than a power of k: L layers reach from 0 to how "
+        "many tokens back, exactly?",
+        _of(
+            ("dilated convolution", lambda n, k: _logarithm(n - 1, k)),
+            ("dilated convolution", lambda n, k: max(1, _logarithm(n - 1, k))),
+        ),
+    ),
+    Mistake(
+        "one more layer than needed, everywhere: they begin at l = 0. Of which layer is your l?",
+        _of(("dilated convolution", lambda n, k: _logarithm(n, k) + 1)),
+    ),
+    Mistake(
+        "one layer too many, where the reach is just enough: the first token is n - 1 tokens back. "
+        "Which number is to be rounded up?",
+        _of(
+            *((kind, lambda n, k: (n - 1) // (k - 1) + 1) for kind in _WIDE),
+            *((kind, lambda n, k: -(-n // (k - 1))) for kind in _WIDE),
+        ),
+    ),
+    Mistake(
+        "half of the window is taken to lie ahead. Look at the table again: which way does a "
+        "token look here?",
+        _of(
+            *((kind, lambda n, k: -(-(n - 1) // (k // 2))) for kind in _WIDE),
+            *((kind, lambda n, k: math.ceil(2 * (n - 1) / (k - 1))) for kind in _WIDE),
+        ),
+    ),
+    Mistake(
+        "one token a layer: that is a recurrent network's step. How far back does a layer reach "
+        "that reads k tokens?",
+        _of(*((kind, lambda n, k: n - 1) for kind in (*_WIDE, "dilated convolution"))),
+    ),
+    Mistake(
+        "one layer, for layers that read k tokens: what lies further away has to be handed on.",
+        _of(("convolution", lambda n, k: 1), ("dilated convolution", lambda n, k: 1)),
     ),
     Mistake(
         "where n is a power of k, one layer too many is counted: which distances do L dilated "
@@ -677,6 +851,7 @@ def _rows_of(
     positions: Callable[[int, int, int], list[int]] = lambda h, n, block: list(range(n)),
     *,
     halves: bool = True,
+    frequencies: Callable[[int], Tensor] = lambda dim: _frequencies(dim, 10000.0),
     turned: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = _turned,
 ) -> Callable[..., Tensor]:
     """Other positions of head h's rows, other pairs, another way to turn."""
@@ -686,7 +861,7 @@ def _rows_of(
         for h, x in enumerate(_heads(memory, shape, strides)):
             angle = _angles(
                 positions(h, shape[1], block),
-                sign * _frequencies(shape[2], 10000.0),
+                sign * frequencies(shape[2]),
             )
             heads.append(_joined(*turned(*_pairs(x, halves), angle), halves))
         return torch.stack(heads)
@@ -704,6 +879,32 @@ def _lying(
         last = sum((size - 1) * stride for size, stride in zip(shape, other, strict=True))
         longer = torch.cat([memory, memory.new_full((last + 1,), torch.nan)])
         return _half_turned(_heads(longer, shape, other), sign)
+
+    return answer
+
+
+def _quarter_on(first: Tensor, second: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    return _turned(first, second, math.pi / 2 - angle)
+
+
+def _quarter_back(first: Tensor, second: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine exchanged in the formulas, their signs kept."""
+    return (
+        first * angle.sin() - second * angle.cos(),
+        first * angle.cos() + second * angle.sin(),
+    )
+
+
+def _second_elsewhere(sign: int, far: Callable[[int, int], int]) -> Callable[..., Tensor]:
+    """The second of a pair so many numbers behind the first, by half the width and the stride."""
+
+    def answer(memory: Tensor, shape: Any, strides: Any, block: int) -> Tensor:
+        half = shape[2] // 2
+        longer = torch.cat([memory, memory.new_full((memory.numel(),), torch.nan)])
+        first = longer.as_strided((*shape[:2], half), strides)
+        second = longer[far(half, strides[2]) :].as_strided((*shape[:2], half), strides)
+        angle = _angles(range(shape[1]), sign * _frequencies(shape[2], 10000.0))
+        return torch.cat(_turned(first, second, angle), -1)
 
     return answer
 
@@ -736,6 +937,39 @@ def _strided_mistakes(sign: int) -> tuple[Mistake, ...]:
             "positions begin anew in each tile: the first row of a later tile is not at position "
             "0. Which rows are your program's, counted from the beginning of the sequence?",
             (_rows_of(sign, lambda h, n, block: [i % block for i in range(n)]),),
+        ),
+        Mistake(
+            "positions begin at 1: the first row of the sequence stands at position 0.",
+            (_rows_of(sign, lambda h, n, block: list(range(1, n + 1))),),
+        ),
+        Mistake(
+            "the exponents of the frequencies are halved, or doubled: `frequency(pairs, HALF)` "
+            "wants the numbers of the pairs, and how many pairs there are.",
+            (
+                _rows_of(sign, frequencies=lambda dim: _frequencies(dim, 10000.0) ** 0.5),
+                _rows_of(sign, frequencies=lambda dim: _frequencies(dim, 10000.0) ** 2),
+            ),
+        ),
+        Mistake(
+            "nothing is turned: the numbers come out as they went in.",
+            (_rows_of(sign, lambda h, n, block: [0] * n),),
+        ),
+        Mistake(
+            "sine and cosine have changed places: what should come out at position 0, where the "
+            "angle is 0?",
+            (_rows_of(sign, turned=_quarter_on), _rows_of(sign, turned=_quarter_back)),
+        ),
+        Mistake(
+            "every head reads the first one: which of the strides leads from head to head?",
+            (_lying(sign, lambda shape, strides: (0, *strides[1:])),),
+        ),
+        Mistake(
+            "the second of a pair is read from a wrong place. HALF columns further is how many "
+            "numbers further?",
+            (
+                _second_elsewhere(sign, lambda half, stride: half),
+                _second_elsewhere(sign, lambda half, stride: stride),
+            ),
         ),
         Mistake(
             "positions go on from head to head. Each head reads the same sequence: at which "

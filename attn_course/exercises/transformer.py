@@ -236,11 +236,11 @@ def _found(attempt: Attempt, function: object, result: Any) -> int | None:
     if value is None:
         return None
     try:
-        if not isinstance(value, bool):
+        if not isinstance(value, bool) and operator.index(value) >= 0:
             return operator.index(value)
     except (TypeError, ValueError):  # a float, a table, a word
         pass
-    shown = value if isinstance(value, bool | float | str) else _a(value)
+    shown = value if isinstance(value, bool | int | float | str) else _a(value)
     attempt.fail(
         f"it returned {shown}; expected the first position that sees its future, counted from 0, "
         "or None.",

@@ -143,7 +143,8 @@ def _past(n: int) -> Tensor:
 def _with_pairs(n: int, *pairs: tuple[int, int]) -> Tensor:
     seen = _past(n)
     for i, j in pairs:
-        seen[i, j] = True
+        if 0 <= i and j < n:  # a sentence may be cut off before them
+            seen[i, j] = True
     return seen
 
 
@@ -193,7 +194,6 @@ class Decoder(nn.Module):
         self.hole, self.dropout, self.came_training = hole, dropout, training
         self.train(training)
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """What each token says: ``[batch, len, 4]`` to the same shape."""
         query, key, value = (x @ weight.to(x) for weight in self._maps)

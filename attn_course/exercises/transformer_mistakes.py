@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attn_course.exercises.framework import Mistake
 from attn_course.exercises.kernels import Words
@@ -65,6 +66,16 @@ def _anything(i: Tensor, j: Tensor, lens: Tensor) -> Tensor:
     return (i + j + lens) > -1
 
 
+def _with_rows_for_padding(extra: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Any:
+    """The right mask, and more for queries that are padding."""
+
+    def answer(valid_lens: Tensor, length: int) -> Tensor:
+        more = _mask_of(lambda i, j: (i + j) > -1, extra)(valid_lens, length)
+        return torch.maximum(_causal(valid_lens, length), more)
+
+    return answer
+
+
 _CAUSAL_MISTAKES = (
     Mistake(
         "the diagonal is hidden: no token may look at itself, and the first may look at nothing "
@@ -117,6 +128,21 @@ _CAUSAL_MISTAKES = (
         (_mask_of(lambda i, j: j <= i + 1, _key_valid),),
     ),
     Mistake(
+        "queries that are padding get a rule of their own. Nobody reads their output, and the two "
+        "rules are the same for them: may they look at padding?",
+        (
+            _with_rows_for_padding(lambda i, j, lens: (i == j) & (i >= lens)),
+            _with_rows_for_padding(lambda i, j, lens: (i >= lens) & (j > -1)),
+        ),
+    ),
+    Mistake(
+        "everybody may look at everybody, or nobody at anything: which of the two rules is in it?",
+        (
+            _mask_of(lambda i, j: (i + j) > -1, _anything),
+            _mask_of(lambda i, j: (i + j) < 0, _anything),
+        ),
+    ),
+    Mistake(
         "the lengths are off by one: tokens are counted from 0, a length says how many there are.",
         (
             _mask_of(_in_order, lambda i, j, lens: j <= lens),
@@ -134,13 +160,15 @@ def _normed_by(
     *,
     unbiased: bool = False,
     centre: bool = True,
+    sums: bool = False,
     divisor: Callable[[Tensor, float], Tensor] = lambda var, eps: (var + eps).sqrt(),
 ) -> Callable[..., Tensor]:
     """Layer normalisation along other axes, or with other statistics."""
 
     def answer(x: Tensor, eps: float) -> Tensor:
         mean = x.mean(axes, keepdim=True)
-        var = (x - mean).square().mean(axes, keepdim=True)
+        squares = (x - mean).square()
+        var = (squares.sum if sums else squares.mean)(axes, keepdim=True)
         if unbiased:
             var = x.var(axes, keepdim=True)
         if not centre:
@@ -177,6 +205,25 @@ _LAYER_NORM_MISTAKES = (
             _normed_by(divisor=lambda var, eps: var.sqrt()),
             _normed_by(unbiased=True, divisor=lambda var, eps: var.sqrt()),
         ),
+    ),
+    Mistake(
+        "nothing is divided: what should the variance of your answer be?",
+        (
+            lambda x, eps: x,
+            lambda x, eps: x - x.mean(-1, keepdim=True),
+        ),
+    ),
+    Mistake(
+        "the squares are added up, and not averaged: where has the 1/d gone?",
+        (
+            _normed_by(sums=True),
+            _normed_by(divisor=lambda var, eps: var.sqrt(), sums=True),
+            _normed_by(divisor=lambda var, eps: var.sqrt().clamp_min(1e-12), sums=True),
+        ),
+    ),
+    Mistake(
+        "eps is always the same: it is an argument.",
+        tuple((lambda x, eps, other=other: _normed_by()(x, other)) for other in (1e-5, 1e-6, 1e-8)),
     ),
     Mistake(
         "divided by the variance, not by its root: what would the variance of your answer be?",
@@ -219,6 +266,10 @@ _POST_MISTAKES = (
         (lambda x, sublayer, norm: x + sublayer(x),),
     ),
     Mistake(
+        "the sublayer is missing: who speaks?",
+        (lambda x, sublayer, norm: x, lambda x, sublayer, norm: norm(x)),
+    ),
+    Mistake(
         "x is normalised before the sum as well: once, after it, is enough.",
         (
             lambda x, sublayer, norm: norm(norm(x) + sublayer(x)),
@@ -254,6 +305,18 @@ _PRE_MISTAKES = (
     Mistake(
         "the sublayer reads x as it is: where is the norm?",
         (lambda x, sublayer, norm: x + sublayer(x),),
+    ),
+    Mistake(
+        "the sublayer is missing: who speaks?",
+        (
+            lambda x, sublayer, norm: x,
+            lambda x, sublayer, norm: norm(x),
+            lambda x, sublayer, norm: x + norm(x),
+        ),
+    ),
+    Mistake(
+        "the sum is normalised as well: the norm before the sublayer is the block's only one.",
+        (lambda x, sublayer, norm: norm(x + sublayer(norm(x))),),
     ),
 )
 
@@ -298,6 +361,11 @@ def _one_norm(k: int) -> Callable[..., Tensor]:
     return answer
 
 
+def _with_norms(order: Callable[[list[_Norm]], list[_Norm]]) -> Callable[..., Tensor]:
+    """The norms in another order."""
+    return lambda x, sublayers, norms: _stacked()(x, sublayers, order(norms))
+
+
 _STACK_MISTAKES = (
     Mistake(
         "the final norm is missing. In a pre-norm stack nothing ever normalises the skip path: "
@@ -313,6 +381,26 @@ _STACK_MISTAKES = (
     Mistake(
         "the last norm comes after every block; it is for the end of the stack alone.",
         (_norm_each_time,),
+    ),
+    Mistake(
+        "a norm is in another's place. The k-th block has the k-th of the list, and the one that "
+        "is left over is for the end.",
+        (_with_norms(lambda n: [*n[1:], n[0]]), _with_norms(lambda n: [*n[:-1], n[-2]])),
+    ),
+    Mistake(
+        "the blocks run in the reverse order: which of the sublayers reads x as it came?",
+        (lambda x, sublayers, norms: _stacked()(x, sublayers[::-1], [*norms[-2::-1], norms[-1]]),),
+    ),
+    Mistake(
+        "a stack without skip paths: each block adds what its sublayer says to what was there.",
+        (
+            _stacked(lambda x, sublayer, norm: sublayer(norm(x))),
+            _stacked(lambda x, sublayer, norm: sublayer(norm(x)), last=False),
+        ),
+    ),
+    Mistake(
+        "only the last norm is used. What does each sublayer of a pre-norm block read?",
+        (_stacked(lambda x, sublayer, norm: x + sublayer(x)),),
     ),
     Mistake(
         "all sublayers read the same x: does the second one know what the first has said?",
@@ -393,6 +481,12 @@ def _from_the_second(seen: Tensor) -> int | None:
     return None if len(seen) == 1 else min(1, len(seen) if (i := _first(seen)) is None else i)
 
 
+def _from_the_second_on(seen: Tensor) -> int | None:
+    """The loop begins at 1."""
+    found = _first(seen[1:])
+    return None if found is None else found + 1
+
+
 _LEAK_MISTAKES = (
     Mistake(
         "dropout is active: the same input, asked twice, gives two answers, and every position "
@@ -446,6 +540,20 @@ _LEAK_MISTAKES = (
         (_found(_last_seeing),),
     ),
     Mistake(
+        "0 is a position, and false in Python: what does `found or None` give for it, or `if "
+        "found`?",
+        (_found(lambda seen: _first(seen) or None),),
+    ),
+    Mistake(
+        "not all positions are tried: which is the first that has a future, and which the last?",
+        (_found(_from_the_second_on), _found(lambda seen: _first(seen[:-2]))),
+    ),
+    Mistake(
+        "the past is changed. That a position sees it is as it should be; may it see what comes "
+        "after?",
+        (lambda model, x: _position(1 if x.shape[1] > 1 else None),),
+    ),
+    Mistake(
         "positions count from 0.",
         (
             lambda model, x: _found(_first)(model, x) + 1,
@@ -485,6 +593,11 @@ _LENS_MISTAKES = (
     Mistake(
         "one too few: a token may look at itself, and so the first of a sentence has one key.",
         (lambda batch, new, cached, training: _lens_allowed(batch, new, cached, training) - 1,),
+    ),
+    Mistake(
+        "one too many: a token sees its successor. How many are there up to the first of the new "
+        "ones, and with it?",
+        (lambda batch, new, cached, training: _lens_allowed(batch, new, cached, training) + 1,),
     ),
     Mistake(
         "all new tokens may see as many keys as the first of them: each has one more than the one "
@@ -580,6 +693,24 @@ _SMOOTH_MISTAKES = (
         (_spread(_by_words, _added),),
     ),
     Mistake(
+        "padding is taken to be the first id, or the last, whatever `pad` says.",
+        (
+            lambda labels, vocab, smoothing, pad: _smooth(labels, vocab, smoothing, 0),
+            lambda labels, vocab, smoothing, pad: _smooth(labels, vocab, smoothing, vocab - 1),
+        ),
+    ),
+    Mistake(
+        "there is no smoothing in the targets: the label has all of it.",
+        (
+            _spread(lambda s, v: 0, lambda s, each: 1),
+            _spread(lambda s, v: 0, lambda s, each: 1, at_padding=True),
+        ),
+    ),
+    Mistake(
+        "epsilon is taken from the label and given to nobody.",
+        (_spread(lambda s, v: 0), _spread(lambda s, v: 0, at_padding=True)),
+    ),
+    Mistake(
         "epsilon goes to the label, and the rest to the others: the wrong way round.",
         (_spread(lambda s, v: (1 - s) / (v - 2), lambda s, each: s),),
     ),
@@ -641,12 +772,20 @@ _SMOOTH_LOSS_MISTAKES = (
             lambda logits, labels, smoothing, pad: (
                 (1 - smoothing) * _smooth_loss(logits, labels, 0.0, pad)
             ),
+            _scored(
+                _spread(lambda s, v: 0, lambda s, each: 1, at_padding=True),
+                by=lambda labels, pad: labels.numel(),
+            ),
         ),
     ),
     Mistake(
         "the losses are added up, or divided by the number of sentences: a longer sentence then "
         "counts as a worse one.",
-        (_scored(by=lambda labels, pad: 1), _scored(by=lambda labels, pad: len(labels))),
+        (
+            _scored(by=lambda labels, pad: 1),
+            _scored(by=lambda labels, pad: len(labels)),
+            _scored(by=lambda labels, pad: labels.shape[1]),
+        ),
     ),
     Mistake(
         "each sentence is averaged by itself, and then the averages are: a word of a short "
@@ -660,7 +799,19 @@ _SMOOTH_LOSS_MISTAKES = (
             lambda logits, labels, smoothing, pad: (
                 _smooth_loss(logits, labels, smoothing, pad) / logits.shape[-1]
             ),
+            lambda logits, labels, smoothing, pad: _scored(by=lambda labels, pad: logits.numel())(
+                logits, labels, smoothing, pad
+            ),
         ),
+    ),
+    Mistake(
+        "the softmax runs over the positions: each of them chooses among words, so along which "
+        "axis do the probabilities sum to 1?",
+        (_scored(log_p=lambda logits: logits.log_softmax(1)),),
+    ),
+    Mistake(
+        "padding is taken to have the id 0, whatever `pad` says.",
+        (lambda logits, labels, smoothing, pad: _smooth_loss(logits, labels, smoothing, 0),),
     ),
     Mistake(
         "the entropy of the target is taken away: that is the Kullback-Leibler divergence, which "
@@ -780,6 +931,58 @@ _CACHE_MISTAKES = (
         ),
     ),
     Mistake(
+        "the position is added after the projection: z = x + p comes first, and then all three "
+        "maps see z.",
+        (
+            _cached(
+                project=lambda maps, x, at: (
+                    maps.W_q(x) + at - x,
+                    maps.W_k(x) + at - x,
+                    maps.W_v(x) + at - x,
+                )
+            ),
+            _cached(
+                project=lambda maps, x, at: (
+                    maps.W_q(x) + at - x,
+                    maps.W_k(x) + at - x,
+                    maps.W_v(x),
+                )
+            ),
+        ),
+    ),
+    Mistake(
+        "the maps are mixed up, or one of them is missing: queries are made by W_q, keys by W_k, "
+        "values by W_v, each of z.",
+        tuple(
+            _cached(project=project)
+            for project in (
+                lambda maps, x, at: (maps.W_k(at), maps.W_q(at), maps.W_v(at)),
+                lambda maps, x, at: (maps.W_q(at), maps.W_k(at), maps.W_k(at)),
+                lambda maps, x, at: (maps.W_q(at), maps.W_v(at), maps.W_k(at)),
+                lambda maps, x, at: (maps.W_q(at), maps.W_v(at), maps.W_v(at)),
+                lambda maps, x, at: (maps.W_q(at), maps.W_k(at), at),
+                lambda maps, x, at: (maps.W_q(at), at, at),
+                lambda maps, x, at: (at, at, at),
+            )
+        ),
+    ),
+    Mistake(
+        "positions are one too small: the second token gets that of the first.",
+        (_cached(lambda t: t - 1), _cached(lambda t: max(t - 1, 0))),
+    ),
+    Mistake(
+        "the token is added to the output, or is the output. Residual paths belong to the block "
+        "around this layer; asked for is what the layer says.",
+        (
+            lambda tokens, parents, maps: _cached()(tokens, parents, maps) + tokens,
+            lambda tokens, parents, maps: tokens,
+        ),
+    ),
+    Mistake(
+        "all keys weigh the same: where does the query come in?",
+        (_cached(scale=0.0),),
+    ),
+    Mistake(
         "the scores are not divided by sqrt(d), or by something else than that.",
         tuple(
             (
@@ -825,6 +1028,13 @@ def _scattered(part: Tensor, parents: Tensor) -> Tensor:
     return out[: len(parents)]
 
 
+def _overwritten(part: Tensor, parents: Tensor) -> Tensor:
+    out = part.clone()
+    for k, parent in enumerate(parents.tolist()):
+        out[k] = out[parent]
+    return out[: len(parents)]
+
+
 _REORDER_MISTAKES = (
     Mistake(
         "the beams are not reordered: each goes on with the past of whoever sat there before it.",
@@ -837,6 +1047,19 @@ _REORDER_MISTAKES = (
             lambda keys, values, parents: torch.stack([keys[parents], values]),
             lambda keys, values, parents: torch.stack([keys, values[parents]]),
         ),
+    ),
+    Mistake(
+        "keys and values have changed places, or one of them is there twice.",
+        (
+            lambda keys, values, parents: torch.stack([values[parents], keys[parents]]),
+            lambda keys, values, parents: torch.stack([keys[parents], keys[parents]]),
+            lambda keys, values, parents: torch.stack([values[parents], values[parents]]),
+        ),
+    ),
+    Mistake(
+        "a parent is read after it was overwritten: beam 0 is written first, and may be somebody's "
+        "parent. From what do you copy, and to what?",
+        (_both(_overwritten),),
     ),
     Mistake(
         "the steps are reordered, not the beams: along which axis do the sentences lie?",
@@ -881,6 +1104,22 @@ def _dx(
 
 def _none(h: Tensor) -> Tensor:
     return h.new_zeros(1)
+
+
+def _gain_last(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+    return weight * _dx(weighted=False)(x, weight, grad, eps)
+
+
+def _gain_missing_in_means(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+    rstd = (x.var(1, keepdim=True, correction=0) + eps).rsqrt()
+    return _dx(weighted=False)(x, weight, grad, eps) + rstd * grad * (weight - 1)
+
+
+def _no_hat_in_front(x: Tensor, weight: Tensor, grad: Tensor, eps: float) -> Tensor:
+    rstd = (x.var(1, keepdim=True, correction=0) + eps).rsqrt()
+    h = grad * weight
+    h_hat = h * F.layer_norm(x, x.shape[1:], eps=eps)
+    return rstd * (h - h.mean(1, keepdim=True) - h_hat.mean(1, keepdim=True))
 
 
 def _weight_of(
@@ -968,8 +1207,54 @@ _DX_MISTAKES = (
         ),
     ),
     Mistake(
-        "x stands where x_hat belongs.",
-        (_dx(hat=lambda x, normed: x),),
+        "x, or x - mu, stands where x_hat belongs.",
+        (_dx(hat=lambda x, normed: x), _dx(hat=lambda x, normed: x - x.mean(1, keepdim=True))),
+    ),
+    Mistake(
+        "as dx there is something of the forward pass: x itself, x_hat, or the output. A gradient "
+        "by x says how the *loss* moves: where does grad come in?",
+        (
+            lambda x, weight, grad, eps: x,
+            lambda x, weight, grad, eps: F.layer_norm(x, x.shape[1:], eps=eps),
+            lambda x, weight, grad, eps: F.layer_norm(x, x.shape[1:], weight, eps=eps),
+        ),
+    ),
+    Mistake(
+        "this is the gradient by y, or the one that reaches x_hat: the way from there back to x is "
+        "missing.",
+        (
+            lambda x, weight, grad, eps: grad,
+            lambda x, weight, grad, eps: grad * weight,
+        ),
+    ),
+    Mistake(
+        "a term has the wrong sign: if a feature grows, so do the mean, which is taken away, and "
+        "the divisor. Do they make the outputs larger, or smaller?",
+        (
+            _dx(
+                mean=lambda g: -g.mean(1, keepdim=True),
+                product=lambda gx: -gx.mean(1, keepdim=True),
+            ),
+            _dx(mean=lambda g: -g.mean(1, keepdim=True)),
+            _dx(product=lambda gx: -gx.mean(1, keepdim=True)),
+        ),
+    ),
+    Mistake(
+        "the variance's term is twice too large, or half: the square has a 2 in its derivative, "
+        "and the root a 1/2.",
+        (
+            _dx(product=lambda gx: 2 * gx.mean(1, keepdim=True)),
+            _dx(product=lambda gx: gx.mean(1, keepdim=True) / 2),
+        ),
+    ),
+    Mistake(
+        "the gain comes in too late: the means are of h = g w, and not of g.",
+        (_gain_last, _gain_missing_in_means),
+    ),
+    Mistake(
+        "the variance's term has no x_hat in front: features that lie on the mean do not move the "
+        "variance, and those far off do.",
+        (_no_hat_in_front,),
     ),
     Mistake(
         "eps is missing: it was added to the variance in the forward pass.",
@@ -983,8 +1268,24 @@ _DX_MISTAKES = (
 
 _DGAIN_MISTAKES = (
     Mistake(
-        "this takes x as it came; the gain multiplies what has been normalised.",
-        (_weight_of(lambda x, x_hat, weight: x),),
+        "this takes x as it came, or x less its mean; the gain multiplies what has been "
+        "normalised.",
+        (
+            _weight_of(lambda x, x_hat, weight: x),
+            _weight_of(lambda x, x_hat, weight: x - x.mean(1, keepdim=True)),
+        ),
+    ),
+    Mistake(
+        "as dweight there is the gradient of the shift. What does the gain multiply? (Or have the "
+        "second and the third of your results changed places?)",
+        (_weight_of(lambda x, x_hat, weight: torch.ones_like(x)),),
+    ),
+    Mistake(
+        "as dweight there is the gain itself, or a sum of x_hat: how does the loss come in?",
+        (
+            lambda x, weight, grad, eps: weight,
+            lambda x, weight, grad, eps: F.layer_norm(x, x.shape[1:], eps=eps).sum(0),
+        ),
     ),
     Mistake(
         "the tokens are averaged. One gain serves all tokens, and their gradients add up.",
@@ -1006,6 +1307,15 @@ _DGAIN_MISTAKES = (
 )
 
 _DSHIFT_MISTAKES = (
+    Mistake(
+        "grad is not in the gradient of the shift: y moves by as much as the shift does; and the "
+        "loss?",
+        (
+            lambda x, weight, grad, eps: torch.ones_like(weight),
+            lambda x, weight, grad, eps: torch.full_like(weight, len(x)),
+            lambda x, weight, grad, eps: weight,
+        ),
+    ),
     Mistake(
         "the gain is in the gradient of the shift, but the shift is added after it.",
         (_weight_of(lambda x, x_hat, weight: weight.expand_as(x)),),
@@ -1090,8 +1400,41 @@ _NORM_ROWS_MISTAKES = (
         (_tile_norm(divisor=lambda var, eps: var.sqrt() + eps),),
     ),
     Mistake(
-        "eps is missing.",
+        "eps is missing, or always the same.",
         (_tile_norm(divisor=lambda var, eps: var.sqrt()),),
+    ),
+    Mistake(
+        "a sum stands where a mean belongs: where has the division by DIM gone?",
+        (
+            _tile_norm(var_by=lambda dim, block: 1),
+            _tile_norm(mean_by=lambda dim, block: 1),
+            _tile_norm(mean_by=lambda dim, block: 1, var_by=lambda dim, block: 1),
+        ),
+    ),
+    Mistake(
+        "every program reads the first row: where does row i begin?",
+        (lambda x, **given: _norm_rows(x[:1].expand_as(x), **given),),
+    ),
+    Mistake(
+        "gain and shift are exchanged, or the shift is added before the gain multiplies: look at "
+        "the formula again.",
+        (
+            lambda x, weight, bias, block, eps: _norm_rows(x, bias, weight, block, eps),
+            lambda x, weight, bias, block, eps: _norm_rows(x, weight, weight, block, eps),
+            lambda x, weight, bias, block, eps: _norm_rows(x, weight, bias * weight, block, eps),
+        ),
+    ),
+    Mistake(
+        "the mean is taken away from what is stored, and not from what is squared: a variance is "
+        "the mean square of what?",
+        (
+            lambda x, weight, bias, block, eps: (
+                (x - x.mean(1, keepdim=True))
+                / (x.square().mean(1, keepdim=True) + eps).sqrt()
+                * weight
+                + bias
+            ),
+        ),
     ),
     Mistake(
         "divided by the variance, without its root.",
@@ -1196,6 +1539,26 @@ def _every_pair(i: Tensor, j: Tensor, last: int, block_m: int) -> Tensor:
     return (i + j) > -1
 
 
+def _up_to_the_first_row(i: Tensor, j: Tensor, last: int, block_m: int) -> Tensor:
+    """All keys of a tile that begins with the first query, or before."""
+    return (j <= i) | (j[0, 0] <= i[0, 0])
+
+
+def _before_the_first_row(i: Tensor, j: Tensor, last: int, block_m: int) -> Tensor:
+    """All keys of a tile that begins before the first query."""
+    return (j <= i) | (j[0, 0] < i[0, 0])
+
+
+def _from_the_diagonal(
+    query: Tensor, key: Tensor, value: Tensor, block_m: int, block_n: int
+) -> Tensor:
+    """Keys from the first of the program's own queries on."""
+    place = torch.arange(len(query))
+    seen = (place <= place[:, None]) & (place >= place[:, None] // block_m * block_m)
+    scores = query @ key.T / query.shape[1] ** 0.5
+    return scores.masked_fill(~seen, -torch.inf).softmax(1) @ value
+
+
 _CAUSAL_KERNEL_MISTAKES = (
     Mistake(
         "one tile short: the queries of a tile do not reach their own keys on the diagonal. Which "
@@ -1272,6 +1635,25 @@ _CAUSAL_KERNEL_MISTAKES = (
         (
             _tile_by_tile(seen=lambda i, j, last, bm: j <= i % bm),
             _tile_by_tile(_all_tiles, lambda i, j, last, bm: j <= i % bm),
+        ),
+    ),
+    Mistake(
+        "rows and columns are both compared as they are counted within their tiles: tiles are as "
+        "large as they are, and lie where they lie. Which token is lane 0 of the second tile?",
+        (_tile_by_tile(seen=lambda i, j, last, bm: j - j[0, 0] <= i - i[0, 0]),),
+    ),
+    Mistake(
+        "the loop begins at the diagonal: where is the past?",
+        (_from_the_diagonal,),
+    ),
+    Mistake(
+        "a tile that the diagonal crosses is not masked: it does so as soon as its *last* key "
+        "comes after the first query.",
+        (
+            _tile_by_tile(seen=_up_to_the_first_row),
+            _tile_by_tile(seen=_up_to_the_first_row, tail=False),
+            _tile_by_tile(seen=_before_the_first_row),
+            _tile_by_tile(seen=_before_the_first_row, tail=False),
         ),
     ),
     Mistake(

@@ -103,6 +103,16 @@ def _(heads):
     return heads.transpose(1, 2)
 
 
+@split("stacked in front", "sentences and heads are in each other's place")
+def _(x, num_heads):
+    return torch.stack(x.chunk(num_heads, -1))
+
+
+@merge("sentences side by side", "sentences stand side by side")
+def _(heads):
+    return torch.cat(list(heads), -1)
+
+
 def split_by_einsum(x, num_heads):
     """A product with the identity, cut."""
     width = x.shape[2]
@@ -193,6 +203,35 @@ def _(valid_lens, num_heads, query_len, key_len):
 def _(valid_lens, num_heads, query_len, key_len):
     inside = _inside(valid_lens, query_len, key_len)
     return inside[:, None].expand(-1, num_heads, -1, -1)
+
+
+@mask("one too few", "one key too few")
+def _(valid_lens, num_heads, query_len, key_len):
+    lens = valid_lens.repeat_interleave(num_heads)
+    return (torch.arange(1, key_len + 1) < lens[:, None, None]).expand(-1, query_len, -1)
+
+
+@mask("the longest for all", "cut off at one length")
+def _(valid_lens, num_heads, query_len, key_len):
+    rows = len(valid_lens) * num_heads
+    return (torch.arange(key_len) < valid_lens.max()).expand(rows, query_len, -1)
+
+
+@mask("the first for all", "cut off at one length")
+def _(valid_lens, num_heads, query_len, key_len):
+    rows = len(valid_lens) * num_heads
+    return (torch.arange(key_len) < valid_lens[0]).expand(rows, query_len, -1)
+
+
+@mask("causal as well", "the future is hidden as well")
+def _(valid_lens, num_heads, query_len, key_len):
+    return _inside(valid_lens.repeat_interleave(num_heads), query_len, key_len).tril()
+
+
+@mask("to be added", "a mask to be *added* to scores")
+def _(valid_lens, num_heads, query_len, key_len):
+    inside = _inside(valid_lens.repeat_interleave(num_heads), query_len, key_len)
+    return torch.zeros(inside.shape).masked_fill(~inside, float("-inf"))
 
 
 def mask_by_index(valid_lens, num_heads, query_len, key_len):
@@ -303,6 +342,32 @@ def _(*sizes):
     return _counted(*sizes)
 
 
+@count("as many biases for each map", "the biases are too many or too few")
+def _(embed_dim, num_heads, num_kv_heads, query_dim, key_dim, value_dim, bias):
+    shared = num_kv_heads * embed_dim // num_heads
+    weights = (query_dim + embed_dim) * embed_dim + (key_dim + value_dim) * shared
+    return weights + 4 * embed_dim * bias
+
+
+@count("biases of what is read", "the biases are too many or too few")
+def _(embed_dim, num_heads, num_kv_heads, query_dim, key_dim, value_dim, bias):
+    shared = num_kv_heads * embed_dim // num_heads
+    weights = (query_dim + embed_dim) * embed_dim + (key_dim + value_dim) * shared
+    return weights + (query_dim + key_dim + value_dim + embed_dim) * bias
+
+
+@count("values as wide as keys", "two of the inputs are taken to be equally wide")
+def _(embed_dim, num_heads, num_kv_heads, query_dim, key_dim, value_dim, bias):
+    return sum(_counted(embed_dim, num_heads, num_kv_heads, query_dim, key_dim, key_dim, bias))
+
+
+@count("keys divided by their own heads", "the heads of keys and values have a wrong width")
+def _(embed_dim, num_heads, num_kv_heads, query_dim, key_dim, value_dim, bias):
+    shared = embed_dim // num_kv_heads
+    weights = (query_dim + embed_dim) * embed_dim + (key_dim + value_dim) * shared
+    return weights + bias * 2 * (embed_dim + shared)
+
+
 def count_the_layer(embed_dim, num_heads, num_kv_heads, query_dim, key_dim, value_dim, bias):
     layer = MultiHeadAttention(
         embed_dim, num_heads, num_kv_heads=num_kv_heads, query_dim=query_dim, key_dim=key_dim,
@@ -325,6 +390,7 @@ RIGHT["4.3"] = [
     ("a layer's own", [count_the_layer]),
     ("head by head, a float", [count_head_by_head]),
     ("a tensor", [lambda *sizes: torch.tensor(float(sum(_counted(*sizes))))]),
+    ("a tensor of an integer", [lambda *sizes: torch.tensor(int(sum(_counted(*sizes))))]),
 ]
 
 
@@ -340,7 +406,7 @@ def _left(weights, asked, variance):
 
 error("total", "total over all outputs. The exercise")(lambda *g: _left(*g).sum())
 error("explained", "what the head explains")(lambda w, a, s2: s2 - _left(w, a, s2).mean())
-error("only the first", "only the first of the questions")(lambda *g: _left(*g)[0])
+error("only the first", "only one of the questions")(lambda *g: _left(*g)[0])
 error("zero", "zero for all weights")(lambda *g: 0.0)
 error("full variance", "the full variance for all weights")(lambda w, a, s2: s2)
 error("variance squared", "the square of the variance")(
@@ -378,6 +444,24 @@ def _(weights, asked, variance):
     return _left(weights, asked, variance).mean().long()
 
 
+error("shares taken from one", "the shares of all questions are taken from one")(
+    lambda w, a, s2: s2 * (1 - (w[a] ** 2).sum() / (w**2).sum())
+)
+error("two questions always", "over two questions, however many")(
+    lambda w, a, s2: s2 * (1 - (w[a] ** 2).sum() / (w**2).sum() / 2)
+)
+error("the square of the sum", "added up before they are squared")(
+    lambda w, a, s2: s2 * (1 - w[a].sum() ** 2 / (w**2).sum() / len(a))
+)
+error("one gain for all", "added up before they are squared")(
+    lambda w, a, s2: s2 * (1 - w[a].mean() ** 2 / (w**2).sum())
+)
+error("only what is asked pooled", "the weights to be the best ones already")(
+    lambda w, a, s2: s2 * (1 - (w[a] ** 2).mean() / (w[a] ** 2).sum())
+)
+error("the loudest", "only one of the questions")(lambda *g: _left(*g).min())
+least("variance forgotten", "with another power than one")(lambda facts, s2: 1 - 1 / facts)
+least("variance squared", "with another power than one")(lambda facts, s2: s2**2 * (1 - 1 / facts))
 least("total", "this is the total over all outputs, and")(lambda facts, s2: s2 * (facts - 1))
 least("zero", "zero: one head would do")(lambda facts, s2: 0)
 least("full variance", "nothing better than answering 0")(lambda facts, s2: s2)
@@ -546,6 +630,43 @@ def _(x, W_q, W_k, W_v, W_o, num_heads, off):
     return merge_heads(heads) @ W_o.T
 
 
+@prune("scores of minus infinity", "minus infinity throughout")
+def _(x, W_q, W_k, W_v, W_o, num_heads, off):
+    q, k, v = (split_heads(x @ W.T, num_heads) for W in (W_q, W_k, W_v))
+    scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[3])
+    scores[:, off] = float("-inf")
+    return merge_heads(scores.softmax(3) @ v) @ W_o.T
+
+
+@prune("sentences silenced", "along another axis than that of the heads")
+def _(x, W_q, W_k, W_v, W_o, num_heads, off):
+    heads = _found(x, W_q, W_k, W_v, num_heads)
+    heads[off] = 0
+    return merge_heads(heads) @ W_o.T
+
+
+@prune("numbers of all heads silenced", "along another axis than that of the heads")
+def _(x, W_q, W_k, W_v, W_o, num_heads, off):
+    heads = _found(x, W_q, W_k, W_v, num_heads)
+    heads[..., off] = 0
+    return merge_heads(heads) @ W_o.T
+
+
+@prune("columns of W_v", "a wrong slice of W_v is zeroed")
+def _(x, W_q, W_k, W_v, W_o, num_heads, off):
+    dim, W_v = len(W_v) // num_heads, W_v.clone()
+    for i in off:
+        W_v[:, i * dim : (i + 1) * dim] = 0
+    return merge_heads(_found(x, W_q, W_k, W_v, num_heads)) @ W_o.T
+
+
+@prune("no output map", "the output map is missing")
+def _(x, W_q, W_k, W_v, W_o, num_heads, off):
+    heads = _found(x, W_q, W_k, W_v, num_heads)
+    heads[:, off] = 0
+    return merge_heads(heads)
+
+
 def prune_values(x, W_q, W_k, W_v, W_o, num_heads, off):
     """Heads without values."""
     rows = torch.arange(len(W_v)) // (len(W_v) // num_heads)
@@ -609,7 +730,7 @@ load("zero biases", "the biases are there, and all are zero")(_loaded(bias=torch
 load("every third row", "every third row is taken")(
     _loaded(cut=lambda packed: [packed[i::3] for i in range(3)])
 )
-load("cut along the other axis", "returned shape [18, 2]; expected [6, 6]")(
+load("cut along the other axis", "W_q.weight has all 18 rows of the packed tensor")(
     _loaded(cut=lambda packed: packed.chunk(3, -1))
 )
 
@@ -668,6 +789,23 @@ def _(state):
     ours = _loaded()(state)
     state.pop("in_proj_weight")
     return ours
+
+
+@load("the first third for all", "get the same third")
+def _(state):
+    return _loaded(cut=lambda packed: [packed.chunk(3)[0]] * 3)(state)
+
+
+@load("the queries' bias at the output", "W_o gets what belongs to one of the others")
+def _(state):
+    ours = _loaded()(state)
+    return ours | {name: ours["W_q.bias"] for name in ours if name == "W_o.bias"}
+
+
+@load("two of four transposed", "a matrix is transposed")
+def _(state):
+    ours = _loaded()(state)
+    return ours | {name: ours[name].T for name in ("W_q.weight", "W_o.weight")}
 
 
 def load_by_slices(state):
@@ -758,6 +896,8 @@ def score_kernel(
         s = s / scale
     elif KIND != "no scale":
         s = s * scale
+    if KIND == "scaled twice":
+        s = s * scale
     stride = KEY_LEN
     if KIND == "stride":
         stride = BLOCK
@@ -769,7 +909,10 @@ def score_kernel(
     if KIND == "query overwritten":
         mine = (rows < QUERY_LEN)[:, None] & (lanes < DIM)[None, :]
         tl.store(query_ptr + rows[:, None] * DIM + lanes[None, :], q * scale, mask=mine)
-    tl.store(scores_ptr + rows[:, None] * stride + columns[None, :], s, mask=inside)
+    places = rows[:, None] * stride + columns[None, :]
+    if KIND == "on its side":
+        places = columns[None, :] * QUERY_LEN + rows[:, None]
+    tl.store(scores_ptr + places, s, mask=inside)
 
 
 def tile(kind: str, fragment: str) -> None:
@@ -778,6 +921,8 @@ def tile(kind: str, fragment: str) -> None:
 
 tile("no scale", "these are the bare products")
 tile("divided", "the products are divided by the scale")
+tile("scaled twice", "the scale comes in twice")
+tile("on its side", "the scores are stored on their side")
 tile("not turned", "multiplies rows of q with *columns* of k")
 tile("turned", "each tile is transposed")
 tile("bare", "0 times NaN is NaN")
@@ -806,6 +951,10 @@ def flash_kernel(
     stop = KEY_LEN
     if KIND == "first tile":
         stop = BLOCK
+    if KIND == "full tiles":
+        stop = KEY_LEN // BLOCK * BLOCK
+    if KIND == "as many keys as queries":
+        stop = QUERY_LEN
     for start in range(0, stop, BLOCK):
         keys = start + tl.arange(0, BLOCK)
         k = _tile(key_ptr, keys, lanes, KEY_LEN, DIM, "bare" if KIND == "bare keys" else "")
@@ -831,6 +980,14 @@ def flash_kernel(
         if KIND == "inverse, begun with care":
             factor = tl.where(largest == float("-inf"), 1.0, tl.exp(new - largest))
         p = tl.exp(s - new[:, None])
+        if KIND == "maximum spread over keys":
+            p = tl.exp(s - new)
+        if KIND == "powers of two":
+            p, factor = tl.exp2(s - new[:, None]), tl.exp2(largest - new)
+        if KIND == "keys averaged":
+            v = k
+        if KIND == "denominator begun anew":
+            denominator = tl.zeros([BLOCK], tl.float32)
         if KIND == "begun anew":
             numerator = tl.zeros([BLOCK, BLOCK_D], tl.float32)
             denominator = tl.zeros([BLOCK], tl.float32)
@@ -887,6 +1044,12 @@ flash("first tile", "only the first tile counts")
 flash("falling", "the maximum falls again")
 flash("one maximum", "all queries of the tile share one maximum")
 flash("sum over queries", "summed over the queries, not over the keys")
+flash("maximum spread over keys", "spread along the wrong axis")
+flash("denominator begun anew", "only one of the two sums is carried")
+flash("full tiles", "the loop ends too early")
+flash("as many keys as queries", "the loop ends too early")
+flash("keys averaged", "the keys are averaged, and not the values")
+flash("powers of two", "these are powers of two")
 flash("never divided", "it never divides")
 flash("no scale", "these are the weights of the bare products")
 flash("bare values", "a load has a mask and no other=")

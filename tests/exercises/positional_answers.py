@@ -129,7 +129,7 @@ sees("moved along", "moving the tokens along")(
 sees("moved along by two", "moving the tokens along")(
     lambda attend, x: _close(attend(*[x.roll(2, 0)] * 3), attend(x, x, x).roll(2, 0))
 )
-sees("two exchanged", "two tokens that change places")(
+sees("two exchanged", "tokens that change places in pairs")(
     lambda attend, x: _under([1, 0, *range(2, len(x))])(attend, x)
 )
 
@@ -202,6 +202,20 @@ def _(attend, x):
     return _close(attend(x[order]), attend(x)[order])
 
 
+sees("the second and the third exchanged", "tokens that change places in pairs")(
+    lambda attend, x: _under([0, 2, 1, *range(3, len(x))])(attend, x)
+)
+sees("the first and the last exchanged", "tokens that change places in pairs")(
+    lambda attend, x: _under([len(x) - 1, *range(1, len(x) - 1), 0])(attend, x)
+)
+
+
+@sees("the difference itself", "returned a Tensor; expected True or False")
+def _(attend, x):
+    order = torch.randperm(len(x))
+    return (attend(x[order], x[order], x[order]) - attend(x, x, x)[order]).abs().max()
+
+
 def equivariant_matrix(attend: Any, x: Any) -> Any:
     """A permutation matrix; a tensor of one boolean."""
     matrix = torch.eye(len(x))[torch.randperm(len(x), generator=torch.Generator().manual_seed(42))]
@@ -272,6 +286,21 @@ waves("doubled exponents", "the exponents are doubled")(lambda *g: _waves(*g, po
 waves("multiplied", "later columns turn faster")(lambda *g: _waves(*g, power=-1.0))
 waves("always 10,000", "the base is always 10,000")(lambda n, d, b: _waves(n, d, 10000.0))
 waves("on its side", "the table lies on its side")(lambda *g: _waves(*g).T)
+
+
+waves("one sine twice", "only sines, or only cosines")(
+    lambda *g: _fill(*g[:2], _angles(*g).sin(), _angles(*g).sin())
+)
+waves("not divided by dim", "the exponents are whole numbers")(lambda *g: _waves(*g, power=g[1]))
+waves("divided by //", "the exponents are whole numbers")(lambda *g: _waves(*g, power=0))
+waves("pairs from 1", "pairs are counted from 1")(
+    lambda length, dim, base: (lambda angle: _fill(length, dim, angle.sin(), angle.cos()))(
+        _angles(length, dim, base) / base ** (2 / dim)
+    )
+)
+waves("up to 1", "the exponents run up to 1")(
+    lambda length, dim, base: _waves(length, dim, base, power=dim / max(dim - 2, 1))
+)
 
 
 @waves("halves", "sines stand in the first half")
@@ -382,6 +411,27 @@ moves("delta forgotten", "it always moves by one position")(
 moves("the angles", "returned shape [3]; expected [6, 6]")(_turns)
 
 
+moves("identity", "nothing moves")(lambda delta, dim, base: torch.eye(dim))
+moves("forward only", "whatever the sign of delta")(
+    lambda delta, dim, base: _diagonal(_turns(abs(delta), dim, base))
+)
+moves("always 10,000", "the base is always 10,000")(
+    lambda delta, dim, base: _diagonal(_turns(delta, dim, 10000.0))
+)
+moves("multiplied", "later pairs turn faster")(
+    lambda delta, dim, base: _diagonal(_turns(delta, dim, 1 / base))
+)
+moves("only cosines", "the matrix is diagonal")(
+    lambda *g: torch.diag(_turns(*g).cos().repeat_interleave(2))
+)
+moves("sines on the diagonal", "have changed places in the blocks")(
+    lambda *g: _diagonal(math.pi / 2 - _turns(*g))
+)
+moves("sines on the diagonal, reflected", "have changed places in the blocks")(
+    lambda *g: _diagonal(math.pi / 2 - _turns(*g), (1, 1))
+)
+
+
 def _wave(i, dim, base):
     angle = _turns(i, dim, base)
     return torch.stack([angle.sin(), angle.cos()], 1).flatten()
@@ -456,6 +506,12 @@ def _turned(x, base, sign=1, **how):
     return out
 
 
+def _by(x, angle):
+    a, b, angle = x[:, 0::2], x[:, 1::2], angle.to(x.dtype)
+    turned = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+    return torch.stack(turned, 2).flatten(1)
+
+
 def _halves(x, base):
     return rotate(x, base=base, pairs="halves")
 
@@ -500,6 +556,19 @@ def _(x, base):
     out[:, 1::2] = out[:, 0::2] * angle.sin() + out[:, 1::2] * angle.cos()
     out[:, 0::2] = out[:, 0::2] * angle.cos() - out[:, 1::2] * angle.sin()
     return out
+
+
+turns("as it was", "x comes back as it was")(lambda x, base: x)
+turns("multiplied", "the exponent has a sign")(lambda *g: _turned(*g, power=-1.0))
+turns("pairs from 1", "pairs are counted from 1")(
+    lambda x, base: _by(x, _angles(*x.shape, base) / base ** (2 / x.shape[1]))
+)
+turns("no position", "every row turns by the same angle")(
+    lambda x, base: _by(x, _angles(1, x.shape[1], base, first=1))
+)
+turns("second first", "the two of a pair have changed places")(
+    lambda x, base: _turned(x, base).view(len(x), -1, 2).flip(2).flatten(1)
+)
 
 
 @turns("in place", "it changes its argument `x`")
@@ -581,6 +650,34 @@ def _(query, key, value, base):
 @rotary("base forgotten", "the base does not arrive")
 def _(query, key, value, base):
     return _attention(_turned(query, 10000.0), _turned(key, 10000.0), value)
+
+
+@rotary("divided by d", "divided by something else than the root of d")
+def _(query, key, value, base):
+    query = query / query.shape[1] ** 0.5
+    return _attention(_turned(query, base), _turned(key, base), value)
+
+
+@rotary("no softmax", "used as weights as they are")
+def _(query, key, value, base):
+    return _turned(query, base) @ _turned(key, base).T / query.shape[1] ** 0.5 @ value
+
+
+@rotary("what comes out turned", "what comes out is turned")
+def _(query, key, value, base):
+    return _turned(_attention(_turned(query, base), _turned(key, base), value), base)
+
+
+@rotary("one sequence", "do not both begin at position 0")
+def _(query, key, value, base):
+    both = _turned(torch.cat([query, key]), base)
+    return _attention(both[: len(query)], both[len(query) :], value)
+
+
+@rotary("ends meet", "do not both begin at position 0")
+def _(query, key, value, base):
+    later = _turned(query, base, first=len(key) - len(query))
+    return _attention(later, _turned(key, base), value)
 
 
 @rotary("the weights", "returned shape [6, 6]; expected")
@@ -732,6 +829,33 @@ paths("a kind forgotten", "returned None")(
 )
 
 
+paths("log10 in floating point", "right on paper, and rounded on a computer")(
+    _but(dilated_convolution=lambda n, k: math.ceil(math.log10(n) / math.log10(k)))
+)
+paths("log2 in floating point", "right on paper, and rounded on a computer")(
+    _but(dilated_convolution=lambda n, k: math.ceil(math.log2(n) / math.log2(k)))
+)
+paths("base 2", "a logarithm to the base 2")(
+    _but(dilated_convolution=lambda n, k: math.ceil(math.log2(n)))
+)
+paths("as if they reached k^L", "where n is one more than a power of k")(
+    _but(dilated_convolution=lambda n, k: _log(n - 1, k))
+)
+paths("one more, always", "one more layer than needed, everywhere")(
+    _but(dilated_convolution=lambda n, k: _log(n, k) + 1)
+)
+paths("rounded down, plus one", "where the reach is just enough")(
+    _but(convolution=lambda n, k: (n - 1) // (k - 1) + 1)
+)
+paths("a window to both sides", "half of the window is taken to lie ahead")(
+    _but(restricted_attention=lambda n, k: math.ceil((n - 1) / (k // 2)))
+)
+paths("token by token", "one token a layer")(_but(convolution=lambda n, k: n - 1))
+paths("one for a convolution", "one layer, for layers that read k tokens")(
+    _but(convolution=lambda n, k: 1)
+)
+
+
 def path_by_matrix(kind: str, n: int, k: int) -> int:
     """Reachability, by products of matrices of booleans."""
     i = torch.arange(n)
@@ -785,7 +909,13 @@ def _flexible(
         position = lanes
     if KIND == "position goes on":
         position = h * LEN + rows
+    if KIND == "position from one":
+        position = rows + 1
+    if KIND == "not turned":
+        position = rows * 0
     step = -13.287712379549449 / HALF
+    if KIND == "half the exponents":
+        step = step / 2
     angle = position[:, None] * tl.exp2(pairs * step)[None, :]
     sin, cos = SIGN * tl.sin(angle), tl.cos(angle)
     sin_b, cos_b = sin, cos
@@ -802,6 +932,8 @@ def _flexible(
         row_step = 2 * HALF
     if KIND == "columns neighbours":
         column_step = 1
+    if KIND == "no stride for heads":
+        head_step = 0
     if KIND == "strides exchanged":
         row_step, column_step = stride_d, stride_m
     column, gap = pairs, HALF
@@ -814,8 +946,13 @@ def _flexible(
     if KIND == "unguarded rows":
         mask = (pairs < HALF)[None, :] & (rows >= 0)[:, None]
     a = tl.load(here, mask=mask, other=0.0)
-    b = tl.load(here + gap * column_step, mask=mask, other=0.0)
+    b = tl.load(
+        here + (HALF if KIND == "second without stride" else gap * column_step),
+        mask=mask, other=0.0,
+    )  # fmt: skip
     y_a, y_b = a * cos - b * sin, a * sin_b + b * cos_b
+    if KIND == "exchanged":
+        y_a, y_b = a * sin - b * cos, a * cos + b * sin
     if KIND == "first overwritten":
         y_b = y_a * sin + b * cos
     if KIND == "second overwritten":
@@ -865,6 +1002,12 @@ def backward(kind="", sign=-1):
 for _kind, _fragment in {
     "position restarts": "positions begin anew in each tile",
     "position goes on": "positions go on from head to head",
+    "position from one": "positions begin at 1: the first row",
+    "not turned": "the numbers come out as they went in",
+    "half the exponents": "wants the numbers of the pairs",
+    "no stride for heads": "every head reads the first one",
+    "second without stride": "the second of a pair is read from a wrong place",
+    "exchanged": "what should come out at position 0",
     "first overwritten": "the input is overwritten",
     "second overwritten": "the input is overwritten",
     "reflected": "both sines have the same sign",

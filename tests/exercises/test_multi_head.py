@@ -19,6 +19,7 @@ from attn_course.exercises import multi_head as checks
 from attn_course.exercises import multi_head_cases as cases
 from attn_course.exercises import multi_head_mistakes as mistakes
 from attn_course.exercises.framework import _exact
+from attn_course.exercises.kernels import BEHIND
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
 from tests.exercises.common import (
     PAGES,
@@ -226,6 +227,15 @@ def test_a_state_is_described_in_a_line() -> None:
         CHECKS["4.6"](ANSWERS._loaded("vqk"))
     assert "state = {in_proj_weight [18, 6], out_proj.weight [6, 6]" in str(failure.value)
     assert "tensor(" not in str(failure.value)
+
+
+def test_a_wrong_stride_stays_within_guarded_memory() -> None:
+    """What lies behind it is Python's own: a kernel that is interpreted would end it."""
+    for case in (*cases._TILE_CASES, *cases._FLASH_CASES):
+        (n, dim), m, block = case.inputs["query"].shape, len(case.inputs["key"]), 16
+        width = max(n, m, cases._padded_width(dim))  # of a row, if one is taken for another
+        rows = -(-max(n, m) // block) * block
+        assert rows * width + block <= min(n, m) * dim + BEHIND
 
 
 @pytest.mark.triton

@@ -205,7 +205,7 @@ def test_the_tiles_needed_are_those_that_hold_a_visible_key() -> None:
 def test_messages_do_not_depend_on_what_ran_before() -> None:
     def message() -> str:
         with pytest.raises(CheckFailed) as failure:
-            CHECKS["6.6"](lambda x, weight, grad, eps: (grad, weight, weight))
+            CHECKS["6.6"](lambda x, weight, grad, eps: (x * grad, weight, weight))
         return str(failure.value)
 
     torch.manual_seed(1)

@@ -128,6 +128,23 @@ def _(valid_lens, length):
     return lower(length) & (torch.arange(length) < valid_lens[:, None] - 1)[:, None]
 
 
+@mask("padding looks at itself", "queries that are padding get a rule of their own")
+def _(valid_lens, length):
+    seen = lower(length) & words(valid_lens, length)[:, None]
+    return seen | torch.eye(length, dtype=torch.bool)
+
+
+@mask("padding looks at everything", "queries that are padding get a rule of their own")
+def _(valid_lens, length):
+    seen = lower(length) & words(valid_lens, length)[:, None]
+    return seen | ~words(valid_lens, length)[..., None]
+
+
+@mask("nobody", "everybody may look at everybody, or nobody")
+def _(valid_lens, length):
+    return torch.zeros(len(valid_lens), length, length, dtype=torch.bool)
+
+
 def mask_loops(valid_lens: Tensor, length: int) -> Tensor:
     rows = [
         [[j <= i and j < n for j in range(length)] for i in range(length)]
@@ -203,6 +220,26 @@ def _(x, eps):
     return x / ((x**2).mean(-1, keepdim=True) + eps).sqrt()
 
 
+@normal("as it was", "nothing is divided")
+def _(x, eps):
+    return x
+
+
+@normal("only centred", "nothing is divided")
+def _(x, eps):
+    return x - x.mean(-1, keepdim=True)
+
+
+@normal("by the length of the vector", "the squares are added up")
+def _(x, eps):
+    return F.normalize(x - x.mean(-1, keepdim=True), dim=-1)
+
+
+@normal("eps of its own", "eps is always the same")
+def _(x, eps):
+    return F.layer_norm(x, x.shape[-1:])
+
+
 @normal("in place", "it changes its argument `x`")
 def _(x, eps):
     x -= x.mean(-1, keepdim=True)
@@ -233,6 +270,21 @@ def _(x, sublayer, norm):
 def _(x, sublayer, norm):
     x = norm(x)
     return norm(x + sublayer(x))
+
+
+@post("no sublayer", "the sublayer is missing")
+def _(x, sublayer, norm):
+    return norm(x)
+
+
+@pre("no sublayer", "the sublayer is missing")
+def _(x, sublayer, norm):
+    return x + norm(x)
+
+
+@pre("the sum normalised as well", "the sum is normalised as well")
+def _(x, sublayer, norm):
+    return norm(x + sublayer(norm(x)))
 
 
 @pre("x overwritten", "the skip path is normalised")
@@ -293,6 +345,42 @@ def _(x, sublayers, norms):
     for sublayer, norm in zip(sublayers, norms, strict=False):
         x = norms[-1](x + sublayer(norm(x)))
     return x if sublayers else norms[-1](x)
+
+
+@stack("norms shifted", "a norm is in another's place")
+def _(x, sublayers, norms):
+    for sublayer, norm in zip(sublayers, norms[1:], strict=True):
+        x = x + sublayer(norm(x))
+    return norms[0](x)
+
+
+@stack("the loop's last norm again", "a norm is in another's place")
+def _(x, sublayers, norms):
+    norm = norms[-1]
+    for sublayer, norm in zip(sublayers, norms, strict=False):
+        x = x + sublayer(norm(x))
+    return norm(x)
+
+
+@stack("from the last to the first", "the blocks run in the reverse order")
+def _(x, sublayers, norms):
+    for i in reversed(range(len(sublayers))):
+        x = x + sublayers[i](norms[i](x))
+    return norms[-1](x)
+
+
+@stack("no skip path", "a stack without skip paths")
+def _(x, sublayers, norms):
+    for sublayer, norm in zip(sublayers, norms, strict=False):
+        x = sublayer(norm(x))
+    return norms[-1](x)
+
+
+@stack("only the last norm", "only the last norm is used")
+def _(x, sublayers, norms):
+    for sublayer in sublayers:
+        x = x + sublayer(x)
+    return norms[-1](x)
 
 
 @stack("side by side", "all sublayers read the same x")
@@ -528,6 +616,42 @@ def _(model, x):
     return None if found is None else found + 1
 
 
+@detector("found or None", "0 is a position, and false in Python")
+def _(model, x):
+    return in_mode(False, model, lambda: first_moved(model, x)) or None
+
+
+@detector("the first position not tried", "not all positions are tried")
+def _(model, x):
+    found = in_mode(False, model, lambda: first_moved(model, x, positions=range(1, x.shape[1] - 1)))
+    return found
+
+
+@detector("the last but one not tried", "not all positions are tried")
+def _(model, x):
+    return in_mode(False, model, lambda: first_moved(model, x, positions=range(x.shape[1] - 2)))
+
+
+@detector("the past changed", "the past is changed")
+def _(model, x):
+    def work():
+        before = model(x)
+        for i in range(1, x.shape[1]):
+            changed = x.clone()
+            changed[:, :i] += 3
+            if not torch.allclose(model(changed)[:, i], before[:, i]):
+                return i
+        return None
+
+    return in_mode(False, model, work)
+
+
+@detector("-1 for None", "it returned -1; expected the first position")
+def _(model, x):
+    found = in_mode(False, model, lambda: first_moved(model, x))
+    return -1 if found is None else found
+
+
 @detector("true or false", "it returned False; expected the first position")
 def _(model, x):
     return in_mode(False, model, lambda: first_moved(model, x)) is not None
@@ -602,6 +726,11 @@ def _(batch, new, cached, training):
     return torch.arange(cached, cached + new).repeat(batch, 1)
 
 
+@lens("two too far", "one too many: a token sees its successor")
+def _(batch, new, cached, training):
+    return torch.arange(cached + 2, cached + new + 2).repeat(batch, 1)
+
+
 @lens("one more than cached, for all", "as many keys as the first of them")
 def _(batch, new, cached, training):
     return torch.full((batch, new), cached + 1)
@@ -637,6 +766,21 @@ def leaks_by_cutting(model: Any, x: Tensor) -> int | None:
     return moved.index(True) if any(moved) else None
 
 
+def leaks_by_gradient(model: Any, x: Tensor) -> int | None:
+    """Which tokens an output has a gradient by."""
+    leaf = x.clone().requires_grad_()
+
+    def work():
+        output = model(leaf)
+        for i in range(x.shape[1]):
+            (gradient,) = torch.autograd.grad(output[:, i].sum(), leaf, retain_graph=True)
+            if gradient[:, i + 1 :].any():
+                return i
+        return None
+
+    return in_mode(False, model, work)
+
+
 def leaks_as_tensor(model: Any, x: Tensor) -> Tensor | None:
     found = in_mode(False, model, lambda: first_moved(model, x))
     return None if found is None else torch.tensor(found)
@@ -653,6 +797,8 @@ def lens_rows(batch: int, new: int, cached: int, training: bool) -> Tensor:
 RIGHT["6.3"] = [
     ("one token at a time; a sum", [leaks_one_by_one, lens_ramp]),
     ("a tensor; lists", [leaks_as_tensor, lens_rows]),
+    ("sentences cut off", [leaks_by_cutting, lens_ramp]),
+    ("gradients", [leaks_by_gradient, lens_ramp]),
 ]
 
 
@@ -723,6 +869,21 @@ def _(labels, vocab, smoothing, pad):
 @smooth("the wrong way round", "epsilon goes to the label")
 def _(labels, vocab, smoothing, pad):
     return targets(labels, vocab, smoothing, pad, (1 - smoothing) / (vocab - 2), smoothing)
+
+
+@smooth("padding always 0", "padding is taken to be the first id")
+def _(labels, vocab, smoothing, pad):
+    return right(labels, vocab, smoothing, 0)
+
+
+@smooth("one-hot", "no smoothing in the targets")
+def _(labels, vocab, smoothing, pad):
+    return F.one_hot(labels, vocab).float()
+
+
+@smooth("epsilon lost", "given to nobody")
+def _(labels, vocab, smoothing, pad):
+    return F.one_hot(labels, vocab) * (1 - smoothing)
 
 
 @smooth("integers", "it returned int64")
@@ -812,6 +973,29 @@ def _(logits, labels, smoothing, pad):
 def _(logits, labels, smoothing, pad):
     target = right(labels, logits.shape[-1], smoothing, pad)
     return -(target * logits.softmax(-1).log()).sum() / (labels != pad).sum()
+
+
+@loss("plain, padding included", "there is no smoothing in it")
+def _(logits, labels, smoothing, pad):
+    return F.cross_entropy(logits.mT, labels)
+
+
+@loss("softmax over the positions", "the softmax runs over the positions")
+def _(logits, labels, smoothing, pad):
+    target = right(labels, logits.shape[-1], smoothing, pad)
+    return -(target * logits.log_softmax(1)).sum() / (labels != pad).sum()
+
+
+@loss("the mean of everything", "the vocabulary is in the mean as well")
+def _(logits, labels, smoothing, pad):
+    target = right(labels, logits.shape[-1], smoothing, pad)
+    return -(target * logits.log_softmax(-1)).mean()
+
+
+@loss("padding always 0", "padding is taken to have the id 0")
+def _(logits, labels, smoothing, pad):
+    target = right(labels, logits.shape[-1], smoothing, 0)
+    return each_loss(logits, target).sum() / (labels != 0).sum()
 
 
 @loss("detached", "they have no gradient by `logits`")
@@ -974,6 +1158,44 @@ def _(x, keys, values, maps):
     return attend(maps.W_q(past[:, -1]), maps.W_k(past), maps.W_v(past)), past, past
 
 
+@step("position after the projection", "the position is added after the projection")
+def _(x, keys, values, maps):
+    p = maps.positions[keys.shape[1]]
+    keys, values = append(keys, maps.W_k(x) + p), append(values, maps.W_v(x) + p)
+    return attend(maps.W_q(x) + p, keys, values), keys, values
+
+
+@step("query and key exchanged", "the maps are mixed up")
+def _(x, keys, values, maps):
+    z = x + maps.positions[keys.shape[1]]
+    keys, values = append(keys, maps.W_q(z)), append(values, maps.W_v(z))
+    return attend(maps.W_k(z), keys, values), keys, values
+
+
+@step("tokens for keys and values", "the maps are mixed up")
+def _(x, keys, values, maps):
+    z = x + maps.positions[keys.shape[1]]
+    keys, values = append(keys, z), append(values, z)
+    return attend(maps.W_q(z), keys, values), keys, values
+
+
+@step("one position too early", "positions are one too small")
+def _(x, keys, values, maps):
+    return step_at(x, keys, values, maps, keys.shape[1] - 1)
+
+
+@step("a residual path", "the token is added to the output")
+def _(x, keys, values, maps):
+    output, keys, values = step_at(x, keys, values, maps, keys.shape[1])
+    return x + output, keys, values
+
+
+@step("the mean of the values", "all keys weigh the same")
+def _(x, keys, values, maps):
+    _, keys, values = step_at(x, keys, values, maps, keys.shape[1])
+    return values.mean(1), keys, values
+
+
 @step("two returned", "it returned a tuple of 2; expected 3 tensors")
 def _(x, keys, values, maps):
     return step_at(x, keys, values, maps, keys.shape[1])[:2]
@@ -1033,6 +1255,26 @@ def _(keys, values, parents):
 def _(keys, values, parents):
     kept = parents.sort().values
     return keys[kept], values[kept]
+
+
+@beams("exchanged", "keys and values have changed places")
+def _(keys, values, parents):
+    return values[parents], keys[parents]
+
+
+@beams("keys twice", "keys and values have changed places")
+def _(keys, values, parents):
+    return keys[parents], keys[parents]
+
+
+@beams("overwritten", "a parent is read after it was overwritten")
+def _(keys, values, parents):
+    if len(parents) > len(keys):
+        return keys[parents], values[parents]
+    keys, values = keys.clone(), values.clone()
+    for k, parent in enumerate(parents):
+        keys[k], values[k] = keys[parent], values[parent]
+    return keys[: len(parents)], values[: len(parents)]
 
 
 @beams("one tensor", "it returned a Tensor; expected 2 tensors")
@@ -1162,7 +1404,7 @@ def _(x, weight, grad, eps):
     return dx * (x.var(1, keepdim=True, correction=0) + eps).sqrt(), *rest
 
 
-@norm_back("x for x_hat", "x stands where x_hat belongs")
+@norm_back("x for x_hat", "stands where x_hat belongs")
 def _(x, weight, grad, eps):
     rstd, h = (x.var(1, keepdim=True, correction=0) + eps).rsqrt(), grad * weight
     dx = rstd * (h - mean_of(h) - x * mean_of(h * x))
@@ -1236,6 +1478,73 @@ def _(x, weight, grad, eps):
     return with_parts(x, weight, grad, eps, shift=(grad * hat(x, eps)).sum(0))
 
 
+@norm_back("what came in", "as dx there is something of the forward pass")
+def _(x, weight, grad, eps):
+    return x, weight, grad
+
+
+@norm_back("the output", "as dx there is something of the forward pass")
+def _(x, weight, grad, eps):
+    return hat(x, eps) * weight, *backward(x, weight, grad, eps)[1:]
+
+
+@norm_back("the gradient by y", "the gradient by y, or the one that reaches x_hat")
+def _(x, weight, grad, eps):
+    return grad, *backward(x, weight, grad, eps)[1:]
+
+
+@norm_back("both terms added", "a term has the wrong sign")
+def _(x, weight, grad, eps):
+    minus = {"first": lambda h: -mean_of(h), "second": lambda h: -mean_of(h)}
+    return backward(x, weight, grad, eps, **minus)
+
+
+@norm_back("the 2 of the square", "twice too large, or half")
+def _(x, weight, grad, eps):
+    return backward(x, weight, grad, eps, second=lambda h: 2 * mean_of(h))
+
+
+@norm_back("the gain last", "the gain comes in too late")
+def _(x, weight, grad, eps):
+    dx, *rest = backward(x, weight, grad, eps, gain=False)
+    return weight * dx, *rest
+
+
+@norm_back("means of g", "the gain comes in too late")
+def _(x, weight, grad, eps):
+    rstd, x_hat = (x.var(1, keepdim=True, correction=0) + eps).rsqrt(), hat(x, eps)
+    dx = rstd * (grad * weight - mean_of(grad) - x_hat * mean_of(grad * x_hat))
+    return dx, *backward(x, weight, grad, eps)[1:]
+
+
+@norm_back("no x_hat in front", "no x_hat in front")
+def _(x, weight, grad, eps):
+    rstd, h = (x.var(1, keepdim=True, correction=0) + eps).rsqrt(), grad * weight
+    dx = rstd * (h - mean_of(h) - mean_of(h * hat(x, eps)))
+    return dx, *backward(x, weight, grad, eps)[1:]
+
+
+@norm_back("dweight and dbias exchanged", "as dweight there is the gradient of the shift")
+def _(x, weight, grad, eps):
+    dx, dweight, dbias = backward(x, weight, grad, eps)
+    return dx, dbias, dweight
+
+
+@norm_back("the gain for its gradient", "as dweight there is the gain itself")
+def _(x, weight, grad, eps):
+    return with_parts(x, weight, grad, eps, gain=weight)
+
+
+@norm_back("centred only in dweight", "this takes x as it came")
+def _(x, weight, grad, eps):
+    return with_parts(x, weight, grad, eps, gain=(grad * (x - mean_of(x))).sum(0))
+
+
+@norm_back("ones in dbias", "grad is not in the gradient of the shift")
+def _(x, weight, grad, eps):
+    return with_parts(x, weight, grad, eps, shift=torch.ones_like(weight))
+
+
 @norm_back("parts in another order", "Are the parts in the right order?")
 def _(x, weight, grad, eps):
     dx, dweight, dbias = backward(x, weight, grad, eps)
@@ -1295,17 +1604,23 @@ def _flexible_norm(
     elif KIND == "unguarded":
         x = tl.where(inside, tl.load(x_ptr + i * stride + offs), 0.0)
     else:
-        x = tl.load(x_ptr + i * DIM + offs, mask=inside, other=0.0)
+        x = tl.load(x_ptr + (0 if KIND == "row 0" else i) * DIM + offs, mask=inside, other=0.0)
     mean = tl.sum(x, 0) / (BLOCK if KIND == "by block" else DIM)
     centred = x - mean if KIND == "empty" else tl.where(inside, x - mean, 0.0)
     count = BLOCK if KIND == "by block" else DIM - 1 if KIND == "unbiased" else DIM
+    if KIND == "sum":
+        count = 1
     variance = tl.sum(centred * centred, 0) / count
+    if KIND == "squares of x":
+        variance = tl.sum(x * x, 0) / DIM
     if KIND == "one look":
         variance = tl.sum(x * x, 0) / DIM - mean * mean
     if KIND == "outside":
         divisor = tl.sqrt(variance) + EPS
     elif KIND == "no eps":
         divisor = tl.sqrt(variance)
+    elif KIND == "its own eps":
+        divisor = tl.sqrt(variance + 1e-5)
     elif KIND == "variance":
         divisor = variance + EPS
     else:
@@ -1317,6 +1632,10 @@ def _flexible_norm(
     if KIND == "no shift":
         b = 0.0
     y = (x if KIND == "uncentred" else centred) / divisor * w + b
+    if KIND == "shift first":
+        y = (centred / divisor + b) * w
+    if KIND == "exchanged":
+        y = centred / divisor * b + w
     if KIND == "overwrite":
         tl.store(x_ptr + i * DIM + offs, centred, mask=inside)
     stored = offs < (DIM - 1 if KIND == "short" else BLOCK if KIND == "long" else DIM)
@@ -1343,6 +1662,12 @@ for fault, fragment, kind in (
     ("unbiased", "the sum of squares is divided by DIM - 1", "unbiased"),
     ("eps outside", "eps stands outside the root", "outside"),
     ("no eps", "eps is missing", "no eps"),
+    ("an eps of its own", "eps is missing", "its own eps"),
+    ("a sum of squares", "a sum stands where a mean belongs", "sum"),
+    ("squares of x", "a variance is the mean square of what", "squares of x"),
+    ("the first row for all", "every program reads the first row", "row 0"),
+    ("the shift before the gain", "gain and shift are exchanged, or", "shift first"),
+    ("gain and shift exchanged", "gain and shift are exchanged, or", "exchanged"),
     ("no root", "divided by the variance, without its root", "variance"),
     ("not centred", "the mean is not taken away from what is stored", "uncentred"),
     ("no gain", "gain or shift is missing", "no gain"),
@@ -1445,7 +1770,10 @@ def _flexible_causal(
         stop = LENGTH + 0 * tile
     if KIND == "one more":
         stop = tl.minimum(stop + BLOCK_N, LENGTH)
-    for start in range(0, stop, BLOCK_N):
+    first = 0 * tile
+    if KIND == "from the diagonal":
+        first = tile * BLOCK_M
+    for start in range(first, stop, BLOCK_N):
         cols = start + tl.arange(0, BLOCK_N)
         k = _rows(k_ptr, cols, LENGTH, DIM, KIND != "unguarded")
         v = _rows(v_ptr, cols, LENGTH, DIM, True)
@@ -1463,6 +1791,10 @@ def _flexible_causal(
             seen = (cols[None, :] >= rows[:, None]) & (cols < LENGTH)[None, :]
         if KIND == "local rows":
             seen = cols[None, :] <= tl.arange(0, BLOCK_M)[:, None]
+        if KIND == "both counted in the tile":
+            seen = tl.arange(0, BLOCK_N)[None, :] <= tl.arange(0, BLOCK_M)[:, None]
+        if KIND == "only tiles that begin later":
+            seen = seen | (start <= tile * BLOCK_M)
         a = tl.where(seen, a, 0.0 if KIND == "zero" else -1e30)
         new = tl.maximum(top, tl.max(a, 1))
         keep = tl.exp(top - new)
@@ -1500,6 +1832,13 @@ for fault, fragment, kind in (
     ("the mask transposed, no bound", "the comparison is the wrong way round", "transposed, all"),
     ("scores set to zero", "hidden scores are set to 0", "zero"),
     ("rows of the tile", "rows are compared as they are counted within their tile", "local rows"),
+    ("both counted in the tile", "rows and columns are both compared", "both counted in the tile"),
+    ("the past left out", "the loop begins at the diagonal", "from the diagonal"),
+    (
+        "masked too late",
+        "a tile that the diagonal crosses is not masked",
+        "only tiles that begin later",
+    ),
     ("not rescaled", "sums that were made with an old maximum", "no rescale"),
     ("the future loaded", "that no query of its tile may see", "everything"),
     ("one tile too many", "that no query of its tile may see", "one more"),
