@@ -480,7 +480,9 @@ def _copy(value: Any) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether a copy is still what it was; what is no tensor, as far as a message shows it."""
+    """Whether a copy is still what it was; what holds no tensors, as far as a message shows it."""
+    if isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in other)
     if not isinstance(other, Tensor):
         return repr(one) == repr(other)
     return one.shape == other.shape and torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)

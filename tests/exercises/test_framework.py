@@ -203,6 +203,25 @@ def test_a_list_is_a_copy_and_must_stay_as_it_was() -> None:
     check(lambda words, n: float(len(words)))
 
 
+def test_a_dictionary_of_tensors_must_keep_its_numbers() -> None:
+    case = Case("a state", {"state": {"w": torch.arange(2000.0)}})
+
+    @exercise("9.8")
+    def check(attempt: Attempt, total: Any) -> None:
+        attempt.verify(total, [case], lambda state: state["w"].double().sum())
+
+    def halved(state: Any) -> Any:
+        total = state["w"].sum()
+        state["w"][1000] /= 2  # where a printed tensor has its dots
+        return total
+
+    assert "it changes its argument `state`" in message(halved, check)
+    assert "it changes its argument `state`" in message(
+        lambda state: state.popitem()[1].sum(), check
+    )
+    check(lambda state: state["w"].sum())
+
+
 def test_a_mistake_may_raise_anything() -> None:
     @exercise("9.9")
     def check(attempt: Attempt, scaled: Any) -> None:
