@@ -20,6 +20,7 @@ CHAPTERS: dict[int, str] = {
     4: "multi_head",
     5: "positional",
     6: "transformer",
+    7: "vision",
 }
 
 #: Every package that holds a mechanism, in the order in which the course needs them; one
@@ -32,6 +33,8 @@ MECHANISMS: tuple[str, ...] = (
     "multi_head",
     "positional",
     "transformer",
+    "vision",
+    "long_sequences",
 )
 
 __all__ = ["CHAPTERS", "MECHANISMS", "__version__"]

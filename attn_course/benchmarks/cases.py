@@ -25,6 +25,8 @@ MODULES = (
     "multi_head",
     "add_norm",
     "rotary",
+    "patch_embedding",
+    "windowed_attention",
 )
 
 FORWARD = "forward"

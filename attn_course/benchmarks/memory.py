@@ -70,12 +70,12 @@ def _on_cpu(case: Case, peer: Peer, size: int, direction: str) -> int:
     trial, function = Trial(case, size, direction, device), peer.make(device)
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
+    before = process_status("VmRSS")
     trial.run(function)
-    return max(_status("VmHWM") - before, 0)
+    return max(process_status("VmHWM") - before, 0)
 
 
-def _status(field: str) -> int:
+def process_status(field: str) -> int:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if not found:
         raise RuntimeError(f"/proc/self/status does not tell {field}.")

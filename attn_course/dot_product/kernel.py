@@ -166,6 +166,8 @@ def _in_sight(
         stop = tl.minimum(stop, last + high + 1)
         whole_stop = tl.minimum(whole_stop, first + high + 1)
     whole_stop = tl.maximum(tl.maximum(whole_stop, 0) // BLOCK * BLOCK, whole_start)
+    if HAS_LOW:  # nobody sees anything: visit no tile, not even the one that start lies in
+        stop = tl.where(start < stop, stop, 0)
     return start, whole_start, whole_stop, stop
 
 

@@ -98,7 +98,10 @@ def test_a_quick_run_is_a_record_and_stores_nothing(
     assert made[0]["quick"] is True
     assert made[0]["case"] == name
     assert json.loads(json.dumps(made[0])) == made[0]  # as it would be read again
-    assert all(0 <= row["max_error"] <= made[0]["tolerance"] for row in made[0]["results"])
+    for row in made[0]["results"]:  # bfloat16 has eight bits
+        half = "bfloat16" in row["peer"]
+        allowed = module.HALF_TOLERANCE if half else made[0]["tolerance"]
+        assert 0 <= row["max_error"] <= allowed
     assert all(row["flops"] > 0 < row["bytes_moved"] for row in made[0]["results"])
     for stored in load_results(name):  # the form that the chapters read
         assert list(stored) == list(made[0])
