@@ -36,7 +36,7 @@ serve: book ## serve the book on http://localhost:8000
 bench: .venv/.test ## run the benchmarks and store their results; NAMES="..." for some
 	$(BIN)/python -m attn_course.benchmarks $(NAMES)
 
-pretrained: .venv/.test ## train and store the translators that come with the course
+pretrained: .venv/.test ## train and store the models that come with the course
 	$(BIN)/python -m attn_course.benchmarks.trainings --pretrained
 
 gpu: .venv/.test ## on a CUDA GPU: the kernels' tests, compiled, then the benchmarks, stored

@@ -1,7 +1,7 @@
 """The command: ``python -m attn_course.benchmarks.trainings [NAMES] [--seeds N]``.
 
 It trains, and stores one JSON file a name in ``results/trainings``, with device, versions
-and date. ``make pretrained`` calls ``--pretrained``: the translators that come with the course.
+and date. ``make pretrained`` calls ``--pretrained``: the models that come with the course.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attn_course.benchmarks.trainings import multi_head, positional, seq2seq, transformer
+from attn_course.benchmarks.trainings import (
+    multi_head,
+    occlusion,
+    positional,
+    seq2seq,
+    transformer,
+    vision,
+)
 from attn_course.benchmarks.trainings.common import Record
 from attn_course.benchmarks.trainings.stored import store
 
 #: One a chapter.
-MODULES = (seq2seq, multi_head, positional, transformer)
+MODULES = (seq2seq, multi_head, positional, transformer, vision, occlusion)
 
 #: Name -> the training, a function of the seed.
 RUNS: dict[str, Callable[[int], Record]] = {
