@@ -199,6 +199,19 @@ PAGES = {
                 ),
             ),
         ),
+        Page(
+            7,
+            "vision",
+            (
+                Kernel(
+                    "7.6",
+                    "patch_kernel",
+                    {},
+                    {"GRID_H": 3, "GRID_W": 5, "CHANNELS": 2, "PH": 3, "PW": 2}
+                    | {"DIM": 20, "BLOCK_M": 8, "BLOCK_N": 16, "BLOCK_K": 8},
+                ),
+            ),
+        ),
     )
 }
 
