@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attn_course.benchmarks.trainings import (
+    long_sequences,
     multi_head,
     occlusion,
     positional,
@@ -22,7 +23,7 @@ from attn_course.benchmarks.trainings.common import Record
 from attn_course.benchmarks.trainings.stored import store
 
 #: One a chapter.
-MODULES = (seq2seq, multi_head, positional, transformer, vision, occlusion)
+MODULES = (seq2seq, multi_head, positional, transformer, vision, occlusion, long_sequences)
 
 #: Name -> the training, a function of the seed.
 RUNS: dict[str, Callable[[int], Record]] = {
