@@ -8,6 +8,7 @@ import torch
 from attn_course.benchmarks.trainings import RUNS, classifiers, occlusion
 from attn_course.benchmarks.trainings.occlusion import (
     MOST,
+    exchanged,
     influence,
     painted_over,
     patch_maps,
@@ -66,6 +67,29 @@ def test_painting_over_the_one_patch_that_counts(model: ViT) -> None:
     assert painted_over(reader, images, labels, five[:, :0]) == 1.0
 
 
+def test_an_exchange_shows_an_empty_place_that_counts(model: ViT) -> None:
+    """A model that wants patch 5 empty: paper there tells nothing, ink does."""
+
+    class Reader(torch.nn.Module):
+        embed = model.embed
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            ink = patchify(images, 2).sum(-1)[:, 5]
+            return torch.stack([ink, 0.1 - ink], 1)
+
+    images = torch.zeros(400, 1, 8, 8)
+    images[200:, :, 2:4, 2:4] = 1  # patch 5 of half of them
+    labels = (torch.arange(400) < 200).long()
+    reader: ViT = Reader()  # type: ignore[assignment]
+    five, six = torch.full((400, 1), 5), torch.full((400, 1), 6)
+    before = images.clone()
+    assert painted_over(reader, images[:200], labels[:200], five[:200]) == 1.0
+    assert exchanged(reader, images, labels, five) == pytest.approx(0.5, abs=0.05)
+    assert exchanged(reader, images, labels, six) == 1.0
+    assert exchanged(reader, images, labels, five[:, :0]) == 1.0
+    assert torch.equal(images, before)
+
+
 def test_a_record_begins_untouched_and_goes_from_both_ends(
     model: ViT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,11 +97,18 @@ def test_a_record_begins_untouched_and_goes_from_both_ends(
         occlusion, "trained", lambda name, parts, seed, **_: (model, {"seed": seed})
     )
     record = run_occluded(0)
-    assert record["seed"] == 0 and record["most"].keys() == record["least"].keys()
-    begin = {curve[0] for side in ("most", "least") for curve in record[side].values()}
-    assert len(begin) == 1
-    assert all(len(c) == MOST + 1 for side in ("most", "least") for c in record[side].values())
+    assert record["seed"] == 0
+    curves = [
+        (kind, side, name, curve)
+        for kind in ("paper", "exchanged")
+        for side in ("most", "least")
+        for name, curve in record[kind][side].items()
+    ]
+    assert len(curves) == 2 * 2 * 6 and len({curve[0] for *_, curve in curves}) == 1
+    assert all(len(curve) == MOST + 1 for *_, curve in curves)
     parts = occlusion.digit_images(0)
     darkest = patchify(parts[2], 2).sum(-1).argmax(1, keepdim=True)
-    assert record["most"]["ink"][1] == painted_over(model, parts[2], parts[3], darkest)
+    for kind, change in (("paper", painted_over), ("exchanged", exchanged)):
+        expected = change(model, parts[2], parts[3], darkest)
+        assert record[kind]["most"]["ink"][1] == pytest.approx(expected, abs=1e-4)
     assert "digits_occluded" in RUNS

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from attn_course.benchmarks.trainings.classifiers import share
 from attn_course.benchmarks.trainings.common import Record
@@ -16,6 +17,9 @@ from attn_course.vision import ViT, class_rollout, occlude, patchify
 
 #: How many patches are painted over at most.
 MOST = 8
+
+#: How often the patches of other images are drawn.
+DRAWS = 5
 
 
 def patch_maps(model: ViT, images: Tensor) -> dict[str, Tensor]:
@@ -54,25 +58,47 @@ def painted_over(model: ViT, images: Tensor, labels: Tensor, patches: Tensor) ->
     return share(logits.argmax(1), labels)
 
 
-def run_occluded(seed: int) -> Record:
-    """Paint over what each map is brightest on, patch by patch; and what it is palest on.
+def exchanged(model: ViT, images: Tensor, labels: Tensor, patches: Tensor) -> float:
+    """As ``painted_over``, with the patches of other images in their place, not paper.
 
-    ``most``, ``least``: for each map, the share of right answers with 0, 1, 2, ... patches
-    painted over.
+    Paper on paper changes nothing, so only this shows whether an empty place counts. The other
+    images are drawn from the same ones; the share is a mean over ``DRAWS`` draws.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = model.embed.patch_size
+    item = torch.arange(len(images))[:, None]
+    rights = []
+    for _ in range(DRAWS):
+        cut = patchify(images, size)
+        other = torch.randint(len(images), (len(images), 1), generator=generator)
+        cut[item, patches] = cut[other, patches]
+        mixed = F.fold(cut.mT, images.shape[-2:], size, stride=size)
+        with torch.no_grad():
+            rights.append(share(model(mixed).argmax(1), labels))
+    return sum(rights) / DRAWS
+
+
+def run_occluded(seed: int) -> Record:
+    """Change what each map is brightest on, patch by patch; and what it is palest on.
+
+    ``paper`` and ``exchanged``: by what is changed; ``most`` and ``least``: by which end of the
+    map; for each map, the share of right answers with 0, 1, 2, ... patches changed.
     """
     parts = digit_images(seed)
     model, record = trained("vit", parts, seed, steps=STEPS)
     assert isinstance(model, ViT)
     *_, images, labels = parts
-    most, least = {}, {}
-    for name, values in patch_maps(model, images).items():
-        ranked = values.argsort(1, descending=True)
-        ends = ranked, ranked.flip(1)
-        most[name], least[name] = (
-            [painted_over(model, images, labels, end[:, :count]) for count in range(MOST + 1)]
-            for end in ends
-        )
-    return record | {"most": most, "least": least}
+    for kind, change in (("paper", painted_over), ("exchanged", exchanged)):
+        sides: dict[str, dict[str, list[float]]] = {"most": {}, "least": {}}
+        for name, values in patch_maps(model, images).items():
+            ranked = values.argsort(1, descending=True)
+            for side, end in (("most", ranked), ("least", ranked.flip(1))):
+                sides[side][name] = [
+                    round(change(model, images, labels, end[:, :count]), 4)
+                    for count in range(MOST + 1)
+                ]
+        record[kind] = sides
+    return record
 
 
 #: Name -> the training, a function of the seed.
