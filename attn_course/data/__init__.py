@@ -11,16 +11,10 @@ from attn_course.data.checkpoints import pretrained, save_pretrained
 from attn_course.data.corpora import multi30k, preprocess, tatoeba
 from attn_course.data.fashion import FASHION_CLASSES, FashionMNIST, fashion_mnist
 from attn_course.data.images import ImageBatches, image_batches, random_affine
-from attn_course.data.lines import (
-    NUMERALS,
-    LineBatches,
-    Lines,
-    Stage,
-    digit_lines,
-    printed_lines,
-)
+from attn_course.data.lines import NUMERALS, LineBatches, Lines, Stage, digit_lines
 from attn_course.data.pairs import Pair, Translations
 from attn_course.data.phrasebook import LENGTH_BINS, SIGNPOST, SLICES, grammar
+from attn_course.data.printed import printed_lines
 from attn_course.data.real import DIABETES_FEATURES, Diabetes, Digits, diabetes, digits
 from attn_course.data.synthetic import SinePoints, sine_function, sine_points
 from attn_course.data.vocabulary import Vocabulary, detokenize, tokenize

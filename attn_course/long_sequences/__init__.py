@@ -6,28 +6,23 @@ recogniser with attention, whose answers CTC reads.
 """
 
 from attn_course.long_sequences.counting import tiles
-from attn_course.long_sequences.crnn import (
-    AttentionCRNN,
-    BothWays,
-    Reading,
-    columns_read,
-    load_recogniser,
-    read_lines,
-)
+from attn_course.long_sequences.crnn import AttentionCRNN
 from attn_course.long_sequences.ctc import (
     BLANK,
     Segment,
-    character_error_rate,
-    ctc_beam,
-    ctc_best_path,
     ctc_collapse,
     ctc_enumerate,
-    ctc_greedy,
     ctc_loss,
     ctc_loss_recursion,
     ctc_segments,
-    edit_distance,
     steps_needed,
+)
+from attn_course.long_sequences.decoding import (
+    character_error_rate,
+    ctc_beam,
+    ctc_best_path,
+    ctc_greedy,
+    edit_distance,
 )
 from attn_course.long_sequences.forum import (
     FAULTS,
@@ -40,6 +35,8 @@ from attn_course.long_sequences.forum import (
 from attn_course.long_sequences.layer import WindowedSelfAttention
 from attn_course.long_sequences.ledger import MemoryLedger, Row, memory_ledger
 from attn_course.long_sequences.ops import windowed_attention
+from attn_course.long_sequences.reading import Reading, columns_read, load_recogniser, read_lines
+from attn_course.long_sequences.recurrent import BothWays, LineNorm
 
 __all__ = [
     "BLANK",
@@ -50,6 +47,7 @@ __all__ = [
     "AttentionCRNN",
     "BothWays",
     "ConvolutionStack",
+    "LineNorm",
     "MemoryLedger",
     "Reading",
     "Row",

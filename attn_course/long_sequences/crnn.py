@@ -8,7 +8,7 @@ stands past the end of a line, and which other lines are in the batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,97 +22,12 @@ from attn_course._validation import (
     check_ids,
     check_tensor,
 )
-from attn_course.data import pretrained
-from attn_course.long_sequences.ctc import Segment, ctc_beam, ctc_best_path, ctc_segments
 from attn_course.long_sequences.layer import WindowedSelfAttention
+from attn_course.long_sequences.recurrent import BothWays, LineNorm
 from attn_course.multi_head import MultiHeadAttention
-
-_CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 #: What may stand between the two recurrent networks, by name.
 ATTENTIONS = ("full", "sliding", "block")
-
-
-class BothWays(nn.Module):
-    """A recurrent network in each direction; each line is read back from its own end.
-
-    ``nn.LSTM(bidirectional=True)`` would read a short line's padding first on the way back.
-    Packing prevents that, and costs a CPU its fast path: here each line is turned round
-    within its length instead, and read by a second network.
-
-    Args:
-        input_dim: Width of a step.
-        hidden_dim: Width of a state of one direction.
-        cell: ``"lstm"`` or ``"gru"``. A CPU trains an LSTM several times faster: PyTorch has
-            a fused one, and none for the GRU.
-
-    Raises:
-        ValueError: A number or the cell is out of place.
-
-    Example:
-        >>> network = BothWays(input_dim=3, hidden_dim=4)
-        >>> network(torch.rand(2, 5, 3), torch.tensor([5, 2])).shape
-        torch.Size([2, 5, 8])
-    """
-
-    def __init__(self, input_dim: int, hidden_dim: int, *, cell: str = "lstm") -> None:
-        super().__init__()
-        check_counts(input_dim=input_dim, hidden_dim=hidden_dim)
-        check_choice("cell", cell, _CELLS)
-        self.onward = _CELLS[cell](input_dim, hidden_dim, batch_first=True)
-        self.back = _CELLS[cell](input_dim, hidden_dim, batch_first=True)
-
-    def forward(self, x: Tensor, lens: Tensor) -> Tensor:
-        """Read ``[batch, steps, input_dim]``; states of both, ``[batch, steps, 2 * hidden_dim]``.
-
-        Args:
-            x: The steps.
-            lens: How many count, ``[batch]``. States past them mean nothing.
-        """
-        step = torch.arange(x.shape[1], device=x.device)
-        last = lens[:, None] - 1
-        turned = (last - step).where(step <= last, step)[..., None]  # its own inverse
-        onward, _ = self.onward(x)
-        back, _ = self.back(x.take_along_dim(turned, 1))
-        return torch.cat((onward, back.take_along_dim(turned, 1)), 2)
-
-
-class LineNorm(nn.Module):
-    """Give each channel of each line mean 0 and variance 1, then a scale and a shift.
-
-    Batch normalisation takes the mean over all lines and over padding: neither must matter
-    here. This takes it over the columns that count of one line.
-
-    Args:
-        channels: How many there are.
-        eps: Added to the variance.
-
-    Reference:
-        Ulyanov, Vedaldi and Lempitsky (2016), Instance normalization.
-
-    Example:
-        >>> norm = LineNorm(channels=1)
-        >>> norm(torch.tensor([[[[1.0, 3.0, 9.0]]]]), torch.tensor([2])).detach()[..., :2]
-        tensor([[[[-1.0000,  1.0000]]]])
-    """
-
-    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
-        super().__init__()
-        check_counts(channels=channels)
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.eps = eps
-
-    def forward(self, x: Tensor, widths: Tensor) -> Tensor:
-        """Normalise ``[batch, channels, height, width]``, of which ``widths`` columns count."""
-        column = torch.arange(x.shape[3], device=x.device)
-        share = (column < widths[:, None]).to(x) / (widths[:, None] * x.shape[2])
-        share = share[:, None, None]  # of each pixel in the mean, [batch, 1, 1, width]
-        mean = (x * share).sum((2, 3), keepdim=True)
-        centred = x - mean
-        variance = (centred.square() * share).sum((2, 3), keepdim=True)
-        scale = self.weight[:, None, None] * (variance + self.eps).rsqrt()
-        return centred * scale + self.bias[:, None, None]
 
 
 class AttentionCRNN(nn.Module):
@@ -274,139 +189,6 @@ class AttentionCRNN(nn.Module):
                 f"got {narrowest}."
             )
         return widths
-
-
-class Reading(NamedTuple):
-    """What a recogniser makes of a line.
-
-    Attributes:
-        labels: The characters, from 1.
-        segments: The same with the steps at which each is written: by the best path, which a
-            beam search does not follow (then ``None``).
-        columns: How the attention of each character is spread over the columns of the image,
-            ``[characters, width]``: the mean over its steps and over the heads; ``None``
-            unless asked for. Each row sums to 1.
-    """
-
-    labels: list[int]
-    segments: list[Segment] | None = None
-    columns: Tensor | None = None
-
-    def text(self, alphabet: str) -> str:
-        """The characters that the labels stand for.
-
-        Example:
-            >>> Reading([8, 5]).text("0123456789")
-            '74'
-        """
-        return "".join(alphabet[label - 1] for label in self.labels)
-
-
-@torch.no_grad()
-def read_lines(
-    model: AttentionCRNN,
-    images: Tensor,
-    widths: Tensor | None = None,
-    *,
-    beam: int | None = None,
-    need_columns: bool = False,
-    batch_size: int = 16,
-) -> list[Reading]:
-    """Read lines of text, in evaluation mode.
-
-    Args:
-        model: The recogniser; it is left in the mode in which it was.
-        images: ``[batch, in_channels, height, width]``.
-        widths: How many columns count, ``[batch]``; ``None``: all.
-        beam: The width of a beam search; ``None`` reads the best path.
-        need_columns: Say which columns each character attends to.
-        batch_size: How many lines to read at a time.
-
-    Returns:
-        A reading for each line.
-
-    Raises:
-        ValueError: As in ``forward``; or both ``beam`` and ``need_columns`` are given: a beam
-            sums over paths, so that its characters stand at no step.
-
-    Example:
-        >>> model = AttentionCRNN(num_classes=10, attention="full")
-        >>> [reading] = read_lines(model, torch.rand(1, 1, 16, 40), need_columns=True)
-        >>> len(reading.labels) == len(reading.segments) == len(reading.columns)
-        True
-    """
-    check_counts(batch_size=batch_size)
-    if beam is not None and need_columns:
-        raise ValueError("need_columns asks for the steps of the best path: leave beam out.")
-    was_training = model.training
-    model.eval()
-    readings: list[Reading] = []
-    try:
-        for start in range(0, len(images), batch_size):
-            part = images[start : start + batch_size]
-            widths_here = None if widths is None else widths[start : start + batch_size]
-            log_probs, lens, *weights = model(part, widths_here, need_weights=need_columns)
-            if beam is not None:
-                found = ctc_beam(log_probs, lens, width=beam)
-                readings += [Reading(best[0][0]) for best in found]
-                continue
-            for i, path in enumerate(ctc_best_path(log_probs, lens)):
-                segments = ctc_segments(path)
-                columns = None
-                if weights:
-                    columns = columns_read(weights[0][i], segments, part.shape[3])
-                readings.append(Reading([s.label for s in segments], segments, columns))
-    finally:
-        model.train(was_training)
-    return readings
-
-
-def columns_read(weights: Tensor, segments: Sequence[Segment], width: int) -> Tensor:
-    """Spread each character's attention over the columns of the image.
-
-    Args:
-        weights: Of one line, ``[num_heads, steps, steps]``.
-        segments: The steps at which each character is written.
-        width: Of the image. A step stands for ``width // steps`` columns, which share what it
-            gets evenly; columns that are left over get nothing.
-
-    Returns:
-        ``[characters, width]``: the mean over a character's steps and over the heads.
-
-    Example:
-        >>> columns_read(torch.eye(3)[None], [Segment(label=7, start=1, end=3)], width=6)
-        tensor([[0.0000, 0.0000, 0.2500, 0.2500, 0.2500, 0.2500]])
-    """
-    steps = weights.shape[-1]
-    stride = width // steps
-    mean = weights.mean(0)  # [steps, steps]
-    rows = [mean[s.start : s.end].mean(0).repeat_interleave(stride) / stride for s in segments]
-    columns = weights.new_zeros(len(segments), width)
-    if rows:
-        columns[:, : steps * stride] = torch.stack(rows)
-    return columns
-
-
-def load_recogniser(name: str = "digit_lines_crnn") -> AttentionCRNN:
-    """A recogniser that comes with the course, in evaluation mode.
-
-    Args:
-        name: Which one: ``"digit_lines_crnn"`` reads ``digit_lines``.
-
-    Raises:
-        ValueError: There is none of that name.
-
-    Example:
-        >>> from attn_course.data import digit_lines
-        >>> lines = digit_lines(1, width=100, split="test")
-        >>> [reading] = read_lines(load_recogniser(), lines.images, lines.widths)
-        >>> reading.text(lines.alphabet) == lines.texts[0]
-        True
-    """
-    config, state = pretrained(name)
-    model = AttentionCRNN(**config["model"])
-    model.load_state_dict(state)
-    return model.eval()
 
 
 def _attention(

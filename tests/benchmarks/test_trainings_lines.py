@@ -10,8 +10,7 @@ import torch
 
 from attn_course.benchmarks.trainings import long_sequences as trainings
 from attn_course.data import LineBatches, Stage, digit_lines
-from attn_course.long_sequences import crnn
-from attn_course.long_sequences.ctc import ctc_loss
+from attn_course.long_sequences import AttentionCRNN, Reading, ctc_loss
 
 TINY = (Stage(26, 2, 2), Stage(40, 2, 1))
 
@@ -77,10 +76,10 @@ def test_error_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = digit_lines(3, width=60)
     asked = []
 
-    def read(model: Any, images: Any, widths: Any, *, beam: int | None) -> list[crnn.Reading]:
+    def read(model: Any, images: Any, widths: Any, *, beam: int | None) -> list[Reading]:
         asked.append(beam)
         rows = zip(lines.labels.tolist(), lines.lengths.tolist(), strict=True)
-        return [crnn.Reading(row[: n - 1]) for row, n in rows]  # the last one is forgotten
+        return [Reading(row[: n - 1]) for row, n in rows]  # the last one is forgotten
 
     monkeypatch.setattr(trainings, "read_lines", read)
     wrong = trainings.error_rate(trainings.make({}, 0), lines, beam=4)
@@ -130,4 +129,4 @@ def test_what_is_kept_is_what_was_judged(monkeypatch: pytest.MonkeyPatch) -> Non
     assert make() == "digit_lines_crnn" and kept.config["error_rate"] == 0.0
     assert all(torch.equal(value, judged[key]) for key, value in kept.state.items())
     assert all(torch.equal(v.half().float(), v) for v in kept.state.values())
-    crnn.AttentionCRNN(**kept.config["model"]).load_state_dict(kept.state)
+    AttentionCRNN(**kept.config["model"]).load_state_dict(kept.state)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attn_course.data import NUMERALS, LineBatches, Stage, digit_lines, digits, printed_lines
 from attn_course.data import lines as module
+from attn_course.data.printed import FONTS
 
 SPLITS = module.SPLITS
 
@@ -154,7 +155,7 @@ def test_batches_for_training() -> None:
         LineBatches([Stage(32, 1, 0)])
 
 
-@pytest.mark.parametrize("font", module.FONTS)
+@pytest.mark.parametrize("font", FONTS)
 def test_print(font: str) -> None:
     texts = ["glyph (A|g), À_", "in a row"]
     lines = printed_lines(texts, font=font, height=20)
@@ -188,7 +189,7 @@ def test_letters_stand_on_one_line() -> None:
 
 
 def test_fonts_differ_and_so_do_sizes() -> None:
-    images = [printed_lines(["agQ"], font=font, width=60).images for font in module.FONTS]
+    images = [printed_lines(["agQ"], font=font, width=60).images for font in FONTS]
     assert not torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
     wide = printed_lines(["agQ"], height=32).widths
     assert wide > 1.7 * printed_lines(["agQ"]).widths

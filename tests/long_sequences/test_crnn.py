@@ -10,21 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_course.data import digit_lines
-from attn_course.long_sequences.crnn import (
+from attn_course.long_sequences import (
     AttentionCRNN,
     BothWays,
     LineNorm,
     Reading,
-    columns_read,
-    load_recogniser,
-    read_lines,
-)
-from attn_course.long_sequences.ctc import (
     Segment,
     character_error_rate,
+    columns_read,
     ctc_beam,
     ctc_greedy,
     ctc_loss,
+    load_recogniser,
+    read_lines,
 )
 from attn_course.multi_head import MultiHeadAttention
 
@@ -153,7 +151,7 @@ def test_attention_is_silent_at_first(attention: str) -> None:
     state = {k: v for k, v in model.state_dict().items() if not k.startswith("attention.")}
     plain.load_state_dict(state)
     torch.testing.assert_close(model(images, WIDTHS)[0], plain(images, WIDTHS)[0])
-    heads: Any = model.attention if attention == "full" else model.attention.heads  # type: ignore
+    heads: Any = model.attention if attention == "full" else model.attention.heads
     nn.init.xavier_uniform_(heads.W_o.weight)
     assert not torch.allclose(model(images, WIDTHS)[0], plain(images, WIDTHS)[0])
 

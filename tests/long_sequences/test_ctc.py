@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attn_course.long_sequences.ctc import (
+from attn_course.long_sequences import (
     character_error_rate,
     ctc_beam,
     ctc_best_path,
@@ -33,7 +33,8 @@ def random_log_probs(*shape: int) -> Tensor:
 def every_label(log_probs: Tensor) -> dict[tuple[int, ...], float]:
     """Label -> its probability: all paths, walked with Python numbers."""
     steps, classes = log_probs.shape
-    probs, found = log_probs.exp().tolist(), {}
+    probs = log_probs.exp().tolist()
+    found: dict[tuple[int, ...], float] = {}
     for path in itertools.product(range(classes), repeat=steps):
         said = tuple(k for k, _ in itertools.groupby(path) if k)
         found[said] = found.get(said, 0.0) + math.prod(probs[t][k] for t, k in enumerate(path))

@@ -13,8 +13,7 @@ import torch
 
 from attn_course.benchmarks.trainings.common import Record
 from attn_course.data import LineBatches, Lines, Stage, digit_lines, save_pretrained
-from attn_course.long_sequences.crnn import AttentionCRNN, read_lines
-from attn_course.long_sequences.ctc import character_error_rate, ctc_loss
+from attn_course.long_sequences import AttentionCRNN, character_error_rate, ctc_loss, read_lines
 from attn_course.training import History, fit, seed_everything
 
 #: Narrow lines first: started on wide ones, a recogniser learns to write blanks and stays there.
