@@ -76,6 +76,11 @@ def _on_cpu(case: Case, peer: Peer, size: int, direction: str) -> int:
 
 
 def process_status(field: str) -> int:
+    """A number of bytes that Linux tells of this process, such as ``VmRSS`` or ``VmHWM``.
+
+    Raises:
+        RuntimeError: It does not.
+    """
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if not found:
         raise RuntimeError(f"/proc/self/status does not tell {field}.")
