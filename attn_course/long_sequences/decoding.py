@@ -27,6 +27,7 @@ def ctc_greedy(log_probs: Tensor, lens: Tensor | None = None) -> list[list[int]]
         ValueError: A shape or a length is out of place.
 
     Example:
+        >>> import torch
         >>> ctc_greedy(torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log())
         [[]]
     """
@@ -37,6 +38,7 @@ def ctc_best_path(log_probs: Tensor, lens: Tensor | None = None) -> list[list[in
     """The path that ``ctc_greedy`` reads: a class for each step that counts.
 
     Example:
+        >>> import torch
         >>> ctc_best_path(torch.tensor([[[0.6, 0.4], [0.1, 0.9]]]).log())
         [[0, 1]]
     """
@@ -72,6 +74,7 @@ def ctc_beam(
         continuous speech recognition using bi-directional recurrent DNNs, algorithm 1.
 
     Example:
+        >>> import torch
         >>> probs = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]])
         >>> for labels, score in ctc_beam(probs.log())[0]:
         ...     print(labels, round(math.exp(score), 2))
@@ -97,7 +100,7 @@ def _search(steps: list[list[float]], width: int) -> list[tuple[list[int], float
             for label in range(1, len(scores)):
                 came = both
                 if prefix and label == prefix[-1]:
-                    stay[1] = _add(stay[1], both + scores[label])
+                    stay[1] = _add(stay[1], last + scores[label])
                     came = blank
                 if came + scores[label] > -math.inf:
                     longer = found.setdefault((*prefix, label), [-math.inf, -math.inf])

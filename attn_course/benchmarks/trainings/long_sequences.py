@@ -132,7 +132,7 @@ def run_lines(name: str, seed: int, *, stages: Sequence[Stage] = STAGES) -> Reco
         "seed": seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(time.perf_counter() - start, 1),
-        "processor_seconds": round(time.process_time() - used, 1),
+        "core_seconds": round(time.process_time() - used, 1),
         "threads": torch.get_num_threads(),
         "stages": [list(stage) for stage in stages],
         "loss": round(history.train_loss[-1], 4),
