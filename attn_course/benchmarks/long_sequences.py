@@ -19,7 +19,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,12 +121,21 @@ class Recogniser(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[len, batch, classes]``."""
-        half = torch.autocast(x.device.type, torch.bfloat16) if self.in_half else nullcontext()
-        with half:
-            if self.front is not None:
-                x = self.front(x).squeeze(2).permute(2, 0, 1)
-            logits: Tensor = self.model(x)
+        with self._precision(x):
+            return self.answer(self.read(x))
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the recurrent layers read, ``[len, batch, width]``."""
+        return x if self.front is None else self.front(x).squeeze(2).permute(2, 0, 1)
+
+    def answer(self, read: Tensor) -> Tensor:
+        """From there to ``[len, batch, classes]``."""
+        with self._precision(read):
+            logits: Tensor = self.model(read)
         return logits.movedim(self.axis, 1).to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _precision(self, x: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(x.device.type, torch.bfloat16) if self.in_half else nullcontext()
 
 
 def make_batch(sizes: Sizes, direction: str, batch: int, device: torch.device) -> Batch:
@@ -174,14 +183,18 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.ctc_loss(log_probs, batch.labels, steps_each, labels_each, reduction="sum")
 
 
-def answers(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """Logits, and the gradient of each parameter.
+def answers(model: Recogniser, batch: Batch) -> list[Tensor]:
+    """Logits, and the gradients of what the recurrent layers read and of their parameters.
 
     But not of the bias of approaches 2.1 and 2.2: it adds the same to all scores that their
     softmax, which runs over the wrong axis, compares. That gradient is rounding, and nothing else.
+    Nor of the convolutions, the same for all peers: where two pixels are equal but for rounding,
+    pooling picks one in float32 and the other in float64, and gradients jump.
     """
-    logits = model(batch.x)
-    learned = [p for name, p in model.named_parameters() if name != "model.w.bias"]
+    read = model.read(batch.x).detach().requires_grad_()
+    logits = model.answer(read)
+    sequence = model.model.named_parameters()
+    learned = [read, *(p for name, p in sequence if name != "w.bias")]
     # CTC's gradient would carry the errors of the sum over paths; this one carries the model's.
     draw = torch.Generator().manual_seed(2)
     incoming = torch.randn(logits.shape, generator=draw).to(logits)
