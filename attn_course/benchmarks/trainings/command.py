@@ -18,12 +18,22 @@ from attn_course.benchmarks.trainings import (
     seq2seq,
     transformer,
     vision,
+    window_depth,
 )
 from attn_course.benchmarks.trainings.common import Record
 from attn_course.benchmarks.trainings.stored import store
 
 #: One a chapter.
-MODULES = (seq2seq, multi_head, positional, transformer, vision, occlusion, long_sequences)
+MODULES = (
+    seq2seq,
+    multi_head,
+    positional,
+    transformer,
+    vision,
+    occlusion,
+    long_sequences,
+    window_depth,
+)
 
 #: Name -> the training, a function of the seed.
 RUNS: dict[str, Callable[[int], Record]] = {
