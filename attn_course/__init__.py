@@ -21,6 +21,7 @@ CHAPTERS: dict[int, str] = {
     5: "positional",
     6: "transformer",
     7: "vision",
+    8: "long_sequences",
 }
 
 #: Every package that holds a mechanism, in the order in which the course needs them; one
@@ -35,6 +36,7 @@ MECHANISMS: tuple[str, ...] = (
     "transformer",
     "vision",
     "long_sequences",
+    "linformer",
 )
 
 __all__ = ["CHAPTERS", "MECHANISMS", "__version__"]

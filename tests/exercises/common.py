@@ -212,6 +212,19 @@ PAGES = {
                 ),
             ),
         ),
+        Page(
+            8,
+            "long_sequences",
+            (
+                Kernel(
+                    "8.6",
+                    "window_kernel",
+                    {"count_ptr": "*i32"},
+                    {"LENGTH": 40, "DIM": 16, "LEFT": 5, "RIGHT": 2}
+                    | {"BLOCK_M": 16, "BLOCK_N": 8},
+                ),
+            ),
+        ),
     )
 }
 
