@@ -20,7 +20,8 @@ SIBLINGS = {
     "blocked": {"reference"},
     "kernel": {"kernel"},
     "ops": {"reference", "blocked", "kernel"},
-    "layer": {"ops", "reference", "cache", "loading", "sublayers", "_checks"},
+    "layer": {"ops", "reference", "cache", "loading", "sublayers", "_checks"}
+    | {"causal", "projection"},
 }
 #: Parts that every chapter shares; they know no layer.
 SHARED = ("data", "training", "heatmaps")

@@ -27,6 +27,7 @@ MODULES = (
     "rotary",
     "patch_embedding",
     "windowed_attention",
+    "linformer",
 )
 
 FORWARD = "forward"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MARKERS = "osD^vPX*"
 
 #: Benchmarks that are started as modules of their own; see ``steps``.
-STEPS = ("bahdanau_step", "transformer_step", "cached_decoding", "long_sequences")
+STEPS = ("bahdanau_step", "transformer_step", "cached_decoding", "long_sequences", "linformer_long")
 
 
 def describe_run(name: str, device: str = "cuda", directory: Path = RESULTS) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attn_course.benchmarks.trainings import (
+    linformer,
     long_sequences,
     multi_head,
     occlusion,
@@ -33,6 +34,7 @@ MODULES = (
     occlusion,
     long_sequences,
     window_depth,
+    linformer,
 )
 
 #: Name -> the training, a function of the seed.
