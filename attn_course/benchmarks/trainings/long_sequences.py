@@ -17,7 +17,7 @@ from attn_course.long_sequences import AttentionCRNN, character_error_rate, ctc_
 from attn_course.training import History, fit, seed_everything
 
 #: Narrow lines first: started on wide ones, a recogniser learns to write blanks and stays there.
-STAGES = (Stage(32, 64, 350), Stage(96, 32, 400), Stage(800, 6, 400))
+STAGES = (Stage(32, 64, 300), Stage(96, 32, 350), Stage(800, 6, 280))
 
 #: The highest learning rate, the steps in which it rises, and the longest gradient.
 MAX_LR, WARMUP, CLIP_NORM = 3e-3, 30, 2.0
