@@ -22,6 +22,7 @@ CHAPTERS: dict[int, str] = {
     6: "transformer",
     7: "vision",
     8: "long_sequences",
+    9: "linformer",
 }
 
 #: Every package that holds a mechanism, in the order in which the course needs them; one

@@ -86,6 +86,13 @@ def test_chapter_map_and_toc_agree() -> None:
         assert any((ROOT / f"{file}{suffix}").exists() for suffix in (".md", ".ipynb")), file
 
 
+@pytest.mark.parametrize("page", ["README.md", "book/_chapters.md", "book/notation.md"])
+def test_pages_know_how_many_chapters_there_are(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert re.findall(r"[Cc]hapters 1 to (\d+)", text)[:1] == [str(max(CHAPTERS))]
+    assert page != "book/_chapters.md" or text.count(":class-card: ready") == len(CHAPTERS)
+
+
 @pytest.mark.parametrize("number", CHAPTERS)
 def test_a_chapter_has_all_its_files(number: int) -> None:
     mechanism = CHAPTERS[number]

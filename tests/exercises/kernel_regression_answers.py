@@ -1,41 +1,22 @@
-"""Answers to chapter 1's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 1's exercises: wrong ones, as students write them, and right ones."""
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attn_course.exercises import kernel_regression as checks
 from attn_course.exercises import tl, triton
 from attn_course.kernel_regression import kernel_regression, leave_one_out
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str, name: str, fragment: str) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        if not hasattr(function, "fn"):  # a kernel keeps its name
-            function.__name__ = stands_for
-        WRONG.setdefault(number, []).append((name, function, fragment))
-        return function
-
-    return add
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 1.1 ---------------------------------------------------------------------------------
 
-
-def boxcar(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.1", "boxcar_regression", name, fragment)
+boxcar = wrong("1.1", "boxcar_regression")
 
 
 @boxcar("no neighbour gives NaN", "comes out as NaN")
@@ -140,83 +121,87 @@ RIGHT["1.1"] = [
 
 # 1.2 ---------------------------------------------------------------------------------
 
+weighs = wrong("1.2", "gaussian_weights")
+narrows = wrong("1.2", "narrow_limit")
+widens = wrong("1.2", "wide_limit")
 
-@wrong("1.2", "gaussian_weights", "sigma for sigma squared", "sigma for sigma squared")
+
+@weighs("sigma for sigma squared", "sigma for sigma squared")
 def _(query, key, width):
     return torch.softmax(-((query[:, None] - key) ** 2) / (2 * width), dim=1)
 
 
-@wrong("1.2", "gaussian_weights", "the half forgotten", "narrower than it should be")
+@weighs("the half forgotten", "narrower than it should be")
 def _(query, key, width):
     return torch.softmax(-(((query[:, None] - key) / width) ** 2), dim=1)
 
 
-@wrong("1.2", "gaussian_weights", "softmax over the queries", "sum to one over the queries")
+@weighs("softmax over the queries", "sum to one over the queries")
 def _(query, key, width):
     return torch.softmax(-(((query[:, None] - key) / width) ** 2) / 2, dim=0)
 
 
-@wrong("1.2", "gaussian_weights", "not normalised", "not yet weights")
+@weighs("not normalised", "not yet weights")
 def _(query, key, width):
     return torch.exp(-(((query[:, None] - key) / width) ** 2) / 2)
 
 
-@wrong("1.2", "gaussian_weights", "sign of the exponent", "the farther a key is")
+@weighs("sign of the exponent", "the farther a key is")
 def _(query, key, width):
     return torch.softmax(((query[:, None] - key) / width) ** 2 / 2, dim=1)
 
 
-@wrong("1.2", "gaussian_weights", "distance not squared", "a bell, or a tent")
+@weighs("distance not squared", "a bell, or a tent")
 def _(query, key, width):
     return torch.softmax(-((query[:, None] - key) / width).abs() / 2, dim=1)
 
 
-@wrong("1.2", "narrow_limit", "limits exchanged, narrow", "mean of all values: the limits")
+@narrows("limits exchanged, narrow", "mean of all values: the limits")
 def _(query, key, value):
     return value.mean().repeat(len(query))
 
 
-@wrong("1.2", "narrow_limit", "the key for the value", "a key, not a value")
+@narrows("the key for the value", "a key, not a value")
 def _(query, key, value):
     return key[torch.cdist(query[:, None], key[:, None]).argmin(1)]
 
 
-@wrong("1.2", "narrow_limit", "all weights vanish", "Every kernel value does shrink")
+@narrows("all weights vanish", "Every kernel value does shrink")
 def _(query, key, value):
     return torch.zeros_like(query)
 
 
-@wrong("1.2", "narrow_limit", "farthest for nearest", "the farthest key")
+@narrows("farthest for nearest", "the farthest key")
 def _(query, key, value):
     return value[torch.cdist(query[:, None], key[:, None]).argmax(1)]
 
 
-@wrong("1.2", "narrow_limit", "difference for distance", "without its sign")
+@narrows("difference for distance", "without its sign")
 def _(query, key, value):
     return value[(query[:, None] - key).argmin(1)]
 
 
-@wrong("1.2", "wide_limit", "limits exchanged, wide", "nearest key: the limits")
+@widens("limits exchanged, wide", "nearest key: the limits")
 def _(query, key, value):
     return value[torch.cdist(query[:, None], key[:, None]).argmin(1)]
 
 
-@wrong("1.2", "wide_limit", "sum, not average", "the sum of the values")
+@widens("sum, not average", "the sum of the values")
 def _(query, key, value):
     return torch.ones(len(query), len(key)) @ value
 
 
-@wrong("1.2", "wide_limit", "divided by the number of queries", "divided by the number of queries")
+@widens("divided by the number of queries", "divided by the number of queries")
 def _(query, key, value):
     return (value.sum() / len(query)).repeat(len(query))
 
 
-@wrong("1.2", "wide_limit", "all weights vanish at the wide end", "Do the weights really vanish")
+@widens("all weights vanish at the wide end", "Do the weights really vanish")
 def _(query, key, value):
     return torch.zeros_like(query)
 
 
-@wrong("1.2", "wide_limit", "one number for all queries", "returned shape []")
+@widens("one number for all queries", "returned shape []")
 def _(query, key, value):
     return value.mean()
 
@@ -241,9 +226,7 @@ RIGHT["1.2"] = [("limits by extreme widths", [weights_by_exp, narrow_by_width, w
 
 # 1.3 ---------------------------------------------------------------------------------
 
-
-def held(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.3", "held_out_error", name, fragment)
+held = wrong("1.3", "held_out_error")
 
 
 def _scores(key, width):
@@ -323,9 +306,7 @@ RIGHT["1.3"] = [
 
 # 1.4 ---------------------------------------------------------------------------------
 
-
-def slope(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.4", "width_slope", name, fragment)
+slope = wrong("1.4", "width_slope")
 
 
 def _u_and_weights(query, key, width):
@@ -395,13 +376,8 @@ RIGHT["1.4"] = [
 
 # 1.5 ---------------------------------------------------------------------------------
 
-
-def scaled(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.5", "scaled_distance_squared", name, fragment)
-
-
-def widths(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.5", "repaired_widths", name, fragment)
+scaled = wrong("1.5", "scaled_distance_squared")
+widths = wrong("1.5", "repaired_widths")
 
 
 @scaled("widths along the keys", "the widths run along")
@@ -514,9 +490,7 @@ RIGHT["1.5"] = [
 
 # 1.6 ---------------------------------------------------------------------------------
 
-
-def top(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.6", "top_k_weights", name, fragment)
+top = wrong("1.6", "top_k_weights")
 
 
 def _allowed(distance, k, largest=False):
@@ -604,9 +578,7 @@ RIGHT["1.6"] = [
 
 # 1.7 ---------------------------------------------------------------------------------
 
-
-def stream(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("1.7", "gaussian_stream_kernel", name, fragment)
+stream = wrong("1.7", "gaussian_stream_kernel")
 
 
 @stream("tail keys weigh e^0: loads masked, weights not", "empty lanes weigh something")
@@ -872,4 +844,19 @@ def clamped(
 RIGHT["1.7"] = [
     ("sums kept lane by lane", [lanes_until_the_end]),
     ("offsets clamped, running maximum", [clamped]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (checks._BOXCAR_CASES, checks._boxcar, checks._BOXCAR_MISTAKES),
+    (checks._WEIGHT_CASES, checks._gaussian, checks._WEIGHT_MISTAKES),
+    (checks._LIMIT_CASES, checks._nearest, checks._NARROW_MISTAKES),
+    (checks._LIMIT_CASES, checks._everything, checks._WIDE_MISTAKES),
+    (checks._HELD_OUT_CASES, checks._held_out, checks._HELD_OUT_MISTAKES),
+    (checks._SLOPE_CASES, checks._slope, checks._SLOPE_MISTAKES),
+    (checks._SCALED_CASES, checks._scaled, checks._SCALED_MISTAKES),
+    (checks._TOP_K_CASES, checks._top_k, checks._TOP_K_MISTAKES),
+    (checks._STREAM_CASES, checks._stream, checks._STREAM_MISTAKES),
 ]

@@ -1,10 +1,4 @@
-"""Answers to chapter 8's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 8's exercises: wrong ones, as students write them, and right ones."""
 
 import itertools
 from collections.abc import Callable
@@ -16,23 +10,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from attn_course.exercises import long_sequences_cases as cases
+from attn_course.exercises import long_sequences_mistakes as mistakes
 from attn_course.exercises import tl, triton
 from attn_course.long_sequences import ctc_collapse, windowed_attention
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str) -> Callable[..., Callable[[Any], Any]]:
-    def named(name: str, fragment: str) -> Callable[[Any], Any]:
-        def add(function: Any) -> Any:
-            function.__name__ = stands_for
-            WRONG.setdefault(number, []).append((name, function, fragment))
-            return function
-
-        return add
-
-    return named
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 8.1 ---------------------------------------------------------------------------------
@@ -1478,4 +1462,21 @@ RIGHT["8.6"] = [
     ("as the solution", [_Kernel("")]),
     ("tiles numbered and added up", [counted_tiles]),
     ("backwards, whole tiles unmasked", [three_parts]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (cases._ATTEND_CASES, cases._attend, mistakes._ATTEND_MISTAKES),
+    (cases._UNLOOP_CASES, cases._loop, mistakes._UNLOOP_MISTAKES),
+    (cases._LEDGER_CASES, cases._attention_bytes, mistakes._LEDGER_MISTAKES),
+    (cases._STACK_CASES, cases._stack_bytes, mistakes._STACK_MISTAKES),
+    (cases._COLLAPSE_CASES, cases._collapse, mistakes._COLLAPSE_MISTAKES),
+    (cases._PROBABILITY_CASES, cases._probability, mistakes._PROBABILITY_MISTAKES),
+    (cases._SLIDING_CASES, cases._sliding, mistakes._SLIDING_MISTAKES),
+    (cases._BLOCK_CASES, cases._blocks, mistakes._BLOCK_MISTAKES),
+    (cases._REACH_CASES, cases._reached, mistakes._REACH_MISTAKES),
+    (cases._WINDOW_CASES, cases._window_attention, mistakes._WINDOW_MISTAKES),
+    (cases._WINDOW_CASES, cases._window_tiles, mistakes._COUNT_MISTAKES),
 ]

@@ -1,10 +1,4 @@
-"""Answers to chapter 4's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 4's exercises: wrong ones, as students write them, and right ones."""
 
 import math
 from collections.abc import Callable
@@ -14,23 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from attn_course.exercises import multi_head_cases as cases
+from attn_course.exercises import multi_head_mistakes as mistakes
 from attn_course.exercises import tl, triton
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str) -> Callable[..., Callable[[Any], Any]]:
-    def named(name: str, fragment: str) -> Callable[[Any], Any]:
-        def add(function: Any) -> Any:
-            function.__name__ = stands_for
-            WRONG.setdefault(number, []).append((name, function, fragment))
-            return function
-
-        return add
-
-    return named
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 4.1 ---------------------------------------------------------------------------------
@@ -1159,4 +1143,20 @@ def flash_of_averages(
 RIGHT["4.7"] = [
     ("keys turned, base two", [scores_turned, flash_in_base_two]),
     ("no tl.dot, averages and their weights", [scores_summed, flash_of_averages]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (cases._SPLIT_CASES, cases._split, mistakes._SPLIT_MISTAKES),
+    (cases._MERGE_CASES, cases._merge, mistakes._MERGE_MISTAKES),
+    (cases._MASK_CASES, cases._mask_of, mistakes._MASK_MISTAKES),
+    (cases._COUNT_CASES, cases._count, mistakes._COUNT_MISTAKES),
+    (cases._FETCH_CASES, cases._fetch_error, mistakes._FETCH_MISTAKES),
+    (cases._FLOOR_CASES, cases._floor, mistakes._FLOOR_MISTAKES),
+    (cases._PRUNE_CASES, cases._prune, mistakes._PRUNE_MISTAKES),
+    (cases._STATE_CASES, cases._unpacked, mistakes._STATE_MISTAKES),
+    (cases._TILE_CASES, cases._scores, mistakes._TILE_MISTAKES),
+    (cases._FLASH_CASES, cases._flash, mistakes._FLASH_MISTAKES),
 ]

@@ -1,10 +1,4 @@
-"""Answers to chapter 5's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 5's exercises: wrong ones, as students write them, and right ones."""
 
 import itertools
 import math
@@ -17,23 +11,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from attn_course.exercises import positional_cases as cases
+from attn_course.exercises import positional_mistakes as mistakes
 from attn_course.exercises import tl, triton
 from attn_course.positional import rotate, rotation_matrix, sinusoid
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str) -> Callable[..., Callable[[Any], Any]]:
-    def named(name: str, fragment: str) -> Callable[[Any], Any]:
-        def add(function: Any) -> Any:
-            function.__name__ = stands_for
-            WRONG.setdefault(number, []).append((name, function, fragment))
-            return function
-
-        return add
-
-    return named
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 5.1 ---------------------------------------------------------------------------------
@@ -1095,4 +1079,23 @@ def row_by_row(
 RIGHT["5.6"] = [
     ("whole rows; tiles transposed", [whole_rows, transposed_back]),
     ("row by row; the forward kernel with another sign", [row_by_row, backward()]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    # The last two are for what no other explains.
+    (cases._EQUIVARIANCE_CASES, cases._is_equivariant, mistakes._TEST_MISTAKES[:-2]),
+    (cases._SINUSOID_CASES, cases._sinusoids, mistakes._SINUSOID_MISTAKES),
+    (cases._SHIFT_CASES, cases._moved, mistakes._SHIFT_MISTAKES),
+    (cases._TURN_CASES, cases._turn, mistakes._TURN_MISTAKES),
+    (cases._ROTARY_CASES, cases._rotary, mistakes._ROTARY_MISTAKES),
+    (cases._PATH_CASES, cases._path_length, mistakes._PATH_MISTAKES),
+    (cases._STRIDED_CASES, cases._rotate_strided, mistakes._STRIDED_MISTAKES),
+    (
+        cases._STRIDED_BACKWARD_CASES,
+        cases._rotate_strided_backward,
+        mistakes._STRIDED_BACKWARD_MISTAKES,
+    ),
 ]

@@ -1,13 +1,6 @@
-"""Answers to chapter 2's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 2's exercises: wrong ones, as students write them, and right ones."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,28 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attn_course.exercises import scoring as checks
 from attn_course.exercises import tl, triton
 from attn_course.scoring import additive_scores, masked_softmax
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str, name: str, fragment: str) -> Callable[[Any], Any]:
-    def add(function: Any) -> Any:
-        if not hasattr(function, "fn"):  # a kernel keeps its name
-            function.__name__ = stands_for
-        WRONG.setdefault(number, []).append((name, function, fragment))
-        return function
-
-    return add
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 2.1 ---------------------------------------------------------------------------------
 
-
-def axis(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.1", "attend", name, fragment)
+axis = wrong("2.1", "attend")
 
 
 @axis("over the queries", "over the queries, not over the keys")
@@ -110,9 +92,7 @@ RIGHT["2.1"] = [("three loops, float64", [attend_loop]), ("einsum", [attend_eins
 
 # 2.2 ---------------------------------------------------------------------------------
 
-
-def masked(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.2", "softmax_allowed", name, fragment)
+masked = wrong("2.2", "softmax_allowed")
 
 
 @masked("multiplied by zero afterwards", "Who shares out the attention")
@@ -297,13 +277,8 @@ RIGHT["2.2"] = [
 
 # 2.3 ---------------------------------------------------------------------------------
 
-
-def short(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.3", "short_scores", name, fragment)
-
-
-def cost(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.3", "cost_of_dropping", name, fragment)
+short = wrong("2.3", "short_scores")
+cost = wrong("2.3", "cost_of_dropping")
 
 
 def _sq(x):
@@ -441,13 +416,8 @@ RIGHT["2.3"] = [
 
 # 2.4 ---------------------------------------------------------------------------------
 
-
-def variance(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.4", "score_variance", name, fragment)
-
-
-def scale(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.4", "unit_scale", name, fragment)
+variance = wrong("2.4", "score_variance")
+scale = wrong("2.4", "unit_scale")
 
 
 @variance("d^2", "grows with d^2")
@@ -538,9 +508,7 @@ RIGHT["2.4"] = [
 
 # 2.5 ---------------------------------------------------------------------------------
 
-
-def back(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.5", "softmax_backward", name, fragment)
+back = wrong("2.5", "softmax_backward")
 
 
 @back("diagonal only", "only the diagonal of the Jacobian")
@@ -631,13 +599,8 @@ RIGHT["2.5"] = [
 
 # 2.6 ---------------------------------------------------------------------------------
 
-
-def act(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.6", "activated_scores", name, fragment)
-
-
-def ignores(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.6", "ignores_query", name, fragment)
+act = wrong("2.6", "activated_scores")
+ignores = wrong("2.6", "ignores_query")
 
 
 @act("each by itself", "each of the two is activated by itself")
@@ -843,9 +806,7 @@ RIGHT["2.6"] = [
 
 # 2.7 ---------------------------------------------------------------------------------
 
-
-def row(name: str, fragment: str) -> Callable[[Any], Any]:
-    return wrong("2.7", "softmax_backward_kernel", name, fragment)
+row = wrong("2.7", "softmax_backward_kernel")
 
 
 @triton.jit
@@ -1139,4 +1100,19 @@ def two_stores(
 RIGHT["2.7"] = [
     ("chosen after loading", [chosen_afterwards]),
     ("zeros first, base two", [two_stores]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (checks._ATTEND_CASES, checks._attend, checks._ATTEND_MISTAKES),
+    (checks._MASKED_CASES, checks._masked, checks._MASKED_MISTAKES),
+    (checks._SHORT_CASES, checks._short_scores, checks._SHORT_MISTAKES),
+    (checks._COST_CASES, checks._cost, checks._COST_MISTAKES),
+    (checks._SPREAD_CASES, checks._variance, checks._VARIANCE_MISTAKES),
+    (checks._SPREAD_CASES, checks._unit_scale, checks._SCALE_MISTAKES),
+    (checks._BACKWARD_CASES, checks._backward, checks._BACKWARD_MISTAKES),
+    (checks._ACTIVATED_CASES, checks._activated, checks._ACTIVATED_MISTAKES),
+    (checks._ROW_CASES, checks._row_backward, checks._ROW_MISTAKES),
 ]

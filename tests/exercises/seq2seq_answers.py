@@ -1,36 +1,19 @@
-"""Answers to chapter 3's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 3's exercises: wrong ones, as students write them, and right ones."""
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from attn_course.exercises import seq2seq as checks
+from attn_course.exercises import seq2seq_cases as cases
+from attn_course.exercises import seq2seq_mistakes as mistakes
 from attn_course.exercises import tl, triton
 from attn_course.scoring.reference import additive_attention, masked_softmax
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str) -> Callable[..., Callable[[Any], Any]]:
-    def named(name: str, fragment: str) -> Callable[[Any], Any]:
-        def add(function: Any) -> Any:
-            function.__name__ = stands_for
-            WRONG.setdefault(number, []).append((name, function, fragment))
-            return function
-
-        return add
-
-    return named
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 3.1 ---------------------------------------------------------------------------------
@@ -1138,4 +1121,38 @@ def ones_times_parts(query, key, slope, block):
 RIGHT["3.8"] = [
     ("a unit's own program", [units_own, launch_units]),
     ("parts in zeros, summed by a product", [_flexible, ones_times_parts]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (cases._MATTERS_CASES, checks._table, mistakes._MATTERS_MISTAKES),
+    (cases._SHIFT_CASES, cases._inputs_and_labels, mistakes._SHIFT_MISTAKES),
+    (cases._LOSS_CASES, cases._masked_loss, mistakes._LOSS_MISTAKES),
+    (cases._PRECISION_CASES, cases._precision, mistakes._PRECISION_MISTAKES),
+    (cases._BLEU_CASES, cases._bleu, mistakes._BLEU_MISTAKES),
+    (cases._BEAM_CASES, cases._beam_search, mistakes._BEAM_MISTAKES),
+    (cases._GRADIENT_CASES, cases._weight_gradient, mistakes._GRADIENT_MISTAKES),
+    *(
+        (table, checks._part_of(oracle, k), known)
+        for table, oracle, both in (
+            (
+                cases._STEP_CASES,
+                cases._decoder_step,
+                (mistakes._CONTEXT_MISTAKES, mistakes._STATE_MISTAKES),
+            ),
+            (
+                cases._UNIFORM_CASES,
+                cases._uniform,
+                (mistakes._UNIFORM_OUTPUT_MISTAKES, mistakes._UNIFORM_WEIGHT_MISTAKES),
+            ),
+            (
+                cases._BACKWARD_CASES,
+                cases._additive_backward,
+                (mistakes._DQUERY_MISTAKES, mistakes._DWEIGHT_MISTAKES),
+            ),
+        )
+        for k, known in enumerate(both)
+    ),
 ]

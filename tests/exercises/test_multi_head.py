@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 from typing import Any
@@ -14,51 +13,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from attn_course import _d2l
-from attn_course.exercises import Accesses, CheckFailed
-from attn_course.exercises import multi_head as checks
+from attn_course.exercises import CheckFailed
 from attn_course.exercises import multi_head_cases as cases
 from attn_course.exercises import multi_head_mistakes as mistakes
 from attn_course.exercises.framework import _exact
 from attn_course.exercises.kernels import BEHIND
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
-from tests.exercises.common import (
-    PAGES,
-    assert_formulas_are_wrong,
-    assert_formulas_get_their_messages,
-)
+from tests.exercises.common import PAGES, assert_told_in_numbers, exact, told
 
 PAGE = PAGES["multi_head"]
 ANSWERS, CHECKS = PAGE.answers, PAGE.checks
-
-
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return PAGE.run_cells(tmp_path_factory.mktemp("solved"), solved=True)
-
-
-TABLES = {
-    "split": (cases._SPLIT_CASES, cases._split, mistakes._SPLIT_MISTAKES),
-    "merge": (cases._MERGE_CASES, cases._merge, mistakes._MERGE_MISTAKES),
-    "mask": (cases._MASK_CASES, cases._mask_of, mistakes._MASK_MISTAKES),
-    "count": (cases._COUNT_CASES, cases._count, mistakes._COUNT_MISTAKES),
-    "fetch": (cases._FETCH_CASES, cases._fetch_error, mistakes._FETCH_MISTAKES),
-    "floor": (cases._FLOOR_CASES, cases._floor, mistakes._FLOOR_MISTAKES),
-    "prune": (cases._PRUNE_CASES, cases._prune, mistakes._PRUNE_MISTAKES),
-    "state": (cases._STATE_CASES, cases._unpacked, mistakes._STATE_MISTAKES),
-    "tile": (cases._TILE_CASES, cases._scores, mistakes._TILE_MISTAKES),
-    "flash": (cases._FLASH_CASES, cases._flash, mistakes._FLASH_MISTAKES),
-}
-EACH_TABLE = pytest.mark.parametrize("table, oracle, known", TABLES.values(), ids=TABLES)
-
-
-@EACH_TABLE
-def test_mistakes_do_not_answer_correctly(table: Any, oracle: Any, known: Any) -> None:
-    assert_formulas_are_wrong(table, oracle, known)
-
-
-@EACH_TABLE
-def test_each_formula_of_a_mistake_gets_its_message(table: Any, oracle: Any, known: Any) -> None:
-    assert_formulas_get_their_messages(table, oracle, known)
 
 
 # Oracles -----------------------------------------------------------------------------
@@ -126,7 +90,7 @@ def test_the_floor_is_reached_and_never_beaten(facts: int) -> None:
 
 def test_pruning_is_the_package_s() -> None:
     for case in cases._PRUNE_CASES:
-        given = {name: _exact(value) for name, value in case.inputs.items()}
+        given = exact(case)
         layer = MultiHeadAttention(len(given["W_o"]), given["num_heads"], bias=False).double()
         state = {f"{name}.weight": given[name] for name in ("W_q", "W_k", "W_v", "W_o")}
         layer.load_state_dict(state)
@@ -190,16 +154,7 @@ def test_the_kernels_cases_are_hard_enough() -> None:
 
 
 def test_messages_do_not_depend_on_what_ran_before() -> None:
-    def message() -> str:
-        with pytest.raises(CheckFailed) as failure:
-            CHECKS["4.5"](lambda x, *rest: x)
-        return str(failure.value)
-
-    torch.manual_seed(1)
-    first = message()
-    torch.randn(5)
-    assert message() == first
-    assert "does not know" in first and "expected" in first and "got" in first
+    assert_told_in_numbers(CHECKS["4.5"], lambda x, *rest: x)
 
 
 def test_the_checks_leave_the_random_numbers_alone(solved: dict[str, Any]) -> None:
@@ -223,10 +178,9 @@ def test_every_other_order_of_the_packed_matrices_is_told(solved: dict[str, Any]
 
 def test_a_state_is_described_in_a_line() -> None:
     """A message names the tensors, and does not print their numbers."""
-    with pytest.raises(CheckFailed) as failure:
-        CHECKS["4.6"](ANSWERS._loaded("vqk"))
-    assert "state = {in_proj_weight [18, 6], out_proj.weight [6, 6]" in str(failure.value)
-    assert "tensor(" not in str(failure.value)
+    message = told(CHECKS["4.6"], ANSWERS._loaded("vqk"))
+    assert "state = {in_proj_weight [18, 6], out_proj.weight [6, 6]" in message
+    assert "tensor(" not in message
 
 
 def test_a_wrong_stride_stays_within_guarded_memory() -> None:
@@ -240,10 +194,9 @@ def test_a_wrong_stride_stays_within_guarded_memory() -> None:
 
 @pytest.mark.triton
 def test_what_the_kernel_s_check_sees_without_a_record(
-    solved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    solved: dict[str, Any], without_record: None
 ) -> None:
     """As on a GPU: the numbers, and what stands around them."""
-    monkeypatch.setattr(checks, "watch", lambda: contextlib.nullcontext(Accesses()))
     names = PAGE.arguments("4.7")
     right = [solved[name] for name in names]
     CHECKS["4.7"](*right)
@@ -252,9 +205,8 @@ def test_what_the_kernel_s_check_sees_without_a_record(
         if fragment.startswith(unseen) or "other=" in fragment:
             continue  # they show nothing, or something else
         functions = [function if function.__name__ == n else solved[n] for n in names]
-        with np.errstate(all="ignore"), pytest.raises(CheckFailed) as failure:
-            CHECKS["4.7"](*functions)
-        assert fragment in str(failure.value), name
+        with np.errstate(all="ignore"):
+            assert fragment in told(CHECKS["4.7"], *functions), name
 
 
 # The page ----------------------------------------------------------------------------

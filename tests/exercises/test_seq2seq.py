@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import itertools
 from typing import Any
@@ -12,11 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from attn_course import _d2l
-from attn_course.exercises import Accesses, CheckFailed
+from attn_course.exercises import CheckFailed
 from attn_course.exercises import seq2seq as checks
 from attn_course.exercises import seq2seq_cases as cases
 from attn_course.exercises import seq2seq_mistakes as mistakes
-from attn_course.exercises.framework import _exact
 from attn_course.scoring import additive_attention
 from attn_course.seq2seq import (
     AttentionDecoder,
@@ -26,61 +24,10 @@ from attn_course.seq2seq import (
     UniformAttention,
     beam_search,
 )
-from tests.exercises.common import (
-    PAGES,
-    assert_formulas_are_wrong,
-    assert_formulas_get_their_messages,
-)
+from tests.exercises.common import PAGES, assert_told_in_numbers, exact, told
 
 PAGE = PAGES["seq2seq"]
 ANSWERS, CHECKS = PAGE.answers, PAGE.checks
-
-
-@pytest.fixture(scope="module")
-def solved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return PAGE.run_cells(tmp_path_factory.mktemp("solved"), solved=True)
-
-
-TABLES = [
-    (cases._MATTERS_CASES, checks._table, mistakes._MATTERS_MISTAKES),
-    (cases._SHIFT_CASES, cases._inputs_and_labels, mistakes._SHIFT_MISTAKES),
-    (cases._LOSS_CASES, cases._masked_loss, mistakes._LOSS_MISTAKES),
-    (cases._PRECISION_CASES, cases._precision, mistakes._PRECISION_MISTAKES),
-    (cases._BLEU_CASES, cases._bleu, mistakes._BLEU_MISTAKES),
-    (cases._BEAM_CASES, cases._beam_search, mistakes._BEAM_MISTAKES),
-    (cases._GRADIENT_CASES, cases._weight_gradient, mistakes._GRADIENT_MISTAKES),
-    *(
-        (table, checks._part_of(oracle, k), known)
-        for table, oracle, both in (
-            (
-                cases._STEP_CASES,
-                cases._decoder_step,
-                (mistakes._CONTEXT_MISTAKES, mistakes._STATE_MISTAKES),
-            ),
-            (
-                cases._UNIFORM_CASES,
-                cases._uniform,
-                (mistakes._UNIFORM_OUTPUT_MISTAKES, mistakes._UNIFORM_WEIGHT_MISTAKES),
-            ),
-            (
-                cases._BACKWARD_CASES,
-                cases._additive_backward,
-                (mistakes._DQUERY_MISTAKES, mistakes._DWEIGHT_MISTAKES),
-            ),
-        )
-        for k, known in enumerate(both)
-    ),
-]
-
-
-@pytest.mark.parametrize("table, oracle, known", TABLES)
-def test_mistakes_do_not_answer_correctly(table: Any, oracle: Any, known: Any) -> None:
-    assert_formulas_are_wrong(table, oracle, known)
-
-
-@pytest.mark.parametrize("table, oracle, known", TABLES)
-def test_each_formula_of_a_mistake_gets_its_message(table: Any, oracle: Any, known: Any) -> None:
-    assert_formulas_get_their_messages(table, oracle, known)
 
 
 # Oracles -----------------------------------------------------------------------------
@@ -129,7 +76,7 @@ def test_the_loss_is_pytorch_s() -> None:
 
 def test_uniform_attention_is_the_package_s() -> None:
     for case in cases._UNIFORM_CASES:
-        given = {name: _exact(value) for name, value in case.inputs.items()}
+        given = exact(case)
         output, weights = cases._uniform(**given)
         theirs = UniformAttention()(
             given["query"],
@@ -229,16 +176,7 @@ def test_two_exercises_make_one_gradient(solved: dict[str, Any]) -> None:
 
 
 def test_messages_do_not_depend_on_what_ran_before() -> None:
-    def message() -> str:
-        with pytest.raises(CheckFailed) as failure:
-            CHECKS["3.7"](lambda query, key, value, weight, grad: (query, weight))
-        return str(failure.value)
-
-    torch.manual_seed(1)
-    first = message()
-    torch.randn(5)
-    assert message() == first
-    assert "does not know" in first and "expected" in first and "got" in first
+    assert_told_in_numbers(CHECKS["3.7"], lambda query, key, value, weight, grad: (query, weight))
 
 
 def test_the_checks_leave_the_random_numbers_alone() -> None:
@@ -264,9 +202,8 @@ def test_every_wrong_diagnosis_is_told(fault: str, solved: dict[str, Any]) -> No
         if fault == truth:
             continue
         said = solved["diagnosis"]() | {name: fault}
-        with pytest.raises(CheckFailed) as failure:
-            CHECKS["3.2"](solved["what_matters"], lambda said=said: said)
-        assert mistakes._CLUES[truth] in str(failure.value)
+        message = told(CHECKS["3.2"], solved["what_matters"], lambda said=said: said)
+        assert mistakes._CLUES[truth] in message
 
 
 def test_a_diagnosis_in_other_words(solved: dict[str, Any]) -> None:
@@ -275,9 +212,7 @@ def test_a_diagnosis_in_other_words(solved: dict[str, Any]) -> None:
         (solved["diagnosis"]() | {"B": "healthy"}, "'healthy' of B; expected one of \"sound\""),
         (solved["diagnosis"]() | {"B": []}, "[] of B; expected one of"),
     ):
-        with pytest.raises(CheckFailed) as failure:
-            CHECKS["3.2"](solved["what_matters"], lambda said=said: said)
-        assert part in str(failure.value)
+        assert part in told(CHECKS["3.2"], solved["what_matters"], lambda said=said: said)
 
 
 def test_new_memory_is_filled_and_its_end_guarded() -> None:
@@ -294,10 +229,9 @@ def test_new_memory_is_filled_and_its_end_guarded() -> None:
 
 @pytest.mark.triton
 def test_what_the_kernel_s_check_sees_without_a_record(
-    solved: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    solved: dict[str, Any], without_record: None
 ) -> None:
     """As on a GPU: the numbers, and what PyTorch makes."""
-    monkeypatch.setattr(checks, "watch", lambda: contextlib.nullcontext(Accesses()))
     CHECKS["3.8"](solved["weight_gradient_kernel"], solved["weight_gradient"])
     unseen = ("reads past the end", "two programs write", "nothing is stored", "writes past")
     for name, function, fragment in ANSWERS.WRONG["3.8"]:
@@ -305,9 +239,7 @@ def test_what_the_kernel_s_check_sees_without_a_record(
             functions = [
                 function if function.__name__ == n else solved[n] for n in PAGE.arguments("3.8")
             ]
-            with pytest.raises(CheckFailed) as failure:
-                CHECKS["3.8"](*functions)
-            assert fragment in str(failure.value), name
+            assert fragment in told(CHECKS["3.8"], *functions), name
 
 
 # The page ----------------------------------------------------------------------------

@@ -1,10 +1,4 @@
-"""Answers to chapter 6's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 6's exercises: wrong ones, as students write them, and right ones."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course.exercises import tl, triton
+from attn_course.exercises import transformer as checks
+from attn_course.exercises import transformer_cases as cases
+from attn_course.exercises import transformer_mistakes as mistakes
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str) -> Callable[[str, str], Callable[[Any], Any]]:
-    def named(name: str, fragment: str) -> Callable[[Any], Any]:
-        def add(function: Any) -> Any:
-            if not hasattr(function, "fn"):  # a kernel keeps its name
-                function.__name__ = stands_for
-            WRONG.setdefault(number, []).append((name, function, fragment))
-            return function
-
-        return add
-
-    return named
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 6.1 ---------------------------------------------------------------------------------
@@ -1919,4 +1903,29 @@ def causal_counted(
 RIGHT["6.8"] = [
     ("two loops", [causal_two_loops]),
     ("tiles counted, base two", [causal_counted]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (cases._CAUSAL_CASES, cases._causal, mistakes._CAUSAL_MISTAKES),
+    (cases._LAYER_NORM_CASES, cases._layer_norm, mistakes._LAYER_NORM_MISTAKES),
+    (cases._BLOCK_CASES, cases._post_norm, mistakes._POST_MISTAKES),
+    (cases._BLOCK_CASES, cases._pre_norm, mistakes._PRE_MISTAKES),
+    (cases._STACK_CASES, cases._pre_norm_stack, mistakes._STACK_MISTAKES),
+    (cases._LEAK_CASES, cases._leaks, mistakes._LEAK_MISTAKES),
+    (cases._LENS_CASES, cases._lens_allowed, mistakes._LENS_MISTAKES),
+    (cases._SMOOTH_CASES, cases._smooth, mistakes._SMOOTH_MISTAKES),
+    (cases._SMOOTH_LOSS_CASES, cases._smooth_loss, mistakes._SMOOTH_LOSS_MISTAKES),
+    (cases._CACHE_CASES, cases._decode, mistakes._CACHE_MISTAKES),
+    (cases._REORDER_CASES, cases._reorder, mistakes._REORDER_MISTAKES),
+    (cases._NORM_ROWS_CASES, cases._norm_rows, mistakes._NORM_ROWS_MISTAKES),
+    (cases._CAUSAL_KERNEL_CASES, cases._causal_attention, mistakes._CAUSAL_KERNEL_MISTAKES),
+    *(
+        (cases._NORM_BACKWARD_CASES, checks._part_of(k), known)
+        for k, known in enumerate(
+            (mistakes._DX_MISTAKES, mistakes._DGAIN_MISTAKES, mistakes._DSHIFT_MISTAKES)
+        )
+    ),
 ]

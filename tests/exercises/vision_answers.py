@@ -1,10 +1,4 @@
-"""Answers to chapter 7's exercises: wrong ones, as students write them, and right ones.
-
-``WRONG[number]`` holds (name, function, fragment): what the mistake is called, a function
-that makes it, and a part of the message that only this mistake gets. A function's
-``__name__`` is that of the function in the exercise which it stands for. ``RIGHT[number]``
-holds (name, functions): correct, and written differently from the solution.
-"""
+"""Answers to chapter 7's exercises: wrong ones, as students write them, and right ones."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -15,22 +9,13 @@ import torch
 from torch.nn import functional as F
 
 from attn_course.exercises import tl, triton
+from attn_course.exercises import vision as checks
+from attn_course.exercises import vision_cases as cases
+from attn_course.exercises import vision_mistakes as mistakes
 from attn_course.vision import class_rollout, patch_embedding, patchify
+from tests.exercises.answers import Table, new_answers
 
-WRONG: dict[str, list[tuple[str, Any, str]]] = {}
-RIGHT: dict[str, list[tuple[str, list[Any]]]] = {}
-
-
-def wrong(number: str, stands_for: str) -> Callable[..., Callable[[Any], Any]]:
-    def named(name: str, fragment: str) -> Callable[[Any], Any]:
-        def add(function: Any) -> Any:
-            function.__name__ = stands_for
-            WRONG.setdefault(number, []).append((name, function, fragment))
-            return function
-
-        return add
-
-    return named
+WRONG, RIGHT, wrong = new_answers()
 
 
 # 7.1 ---------------------------------------------------------------------------------
@@ -1155,4 +1140,19 @@ RIGHT["7.6"] = [
     ("token by token", [row_by_row]),
     ("tiles transposed, no masks within", [transposed]),
     ("all loads before the loop", [_Kernel("")]),
+]
+
+
+# The formulas of known mistakes ------------------------------------------------------
+
+TABLES: list[Table] = [
+    (cases._PATCH_CASES, cases._patches, mistakes._PATCH_MISTAKES),
+    (cases._EMBED_CASES, cases._embed, mistakes._EMBED_MISTAKES),
+    (cases._EMBED_BACKWARD_CASES, checks._by_weight, mistakes._DKERNEL_MISTAKES),
+    (cases._EMBED_BACKWARD_CASES, checks._by_bias, mistakes._DBIAS_MISTAKES),
+    (cases._RESIZE_CASES, cases._resize, mistakes._RESIZE_MISTAKES),
+    (cases._ROLLOUT_CASES, cases._rollout, mistakes._ROLLOUT_MISTAKES),
+    (cases._POOL_CASES, cases._class_token, mistakes._CLASS_MISTAKES),
+    (cases._POOL_CASES, cases._mean_patch, mistakes._MEAN_MISTAKES),
+    (cases._IMAGE_CASES, cases._patch_tokens, mistakes._IMAGE_MISTAKES),
 ]

@@ -1,13 +1,15 @@
 """The block-wise form: what it computes, and that no bit of the future comes through."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from attn_course.linformer import causal_linformer_attention
+from attn_course import _triton
+from attn_course.linformer import causal, causal_linformer_attention
 from attn_course.testing import assert_close, assert_unchanged, poisoned_padding
 
 TRITON = pytest.param("triton", marks=pytest.mark.triton)
@@ -64,16 +66,28 @@ def test_is_what_it_says(impl: str, length: int, own: bool) -> None:
 
 
 @each_impl
-def test_padding(impl: str) -> None:
-    leaves, lens = make(11, requires_grad=False), torch.tensor([6, 0])
-    expected = exact(*leaves, lens)
+@pytest.mark.parametrize("scale", [0.3, 2])
+def test_scores_are_multiplied_by_what_is_asked_for(impl: str, scale: float) -> None:
+    query, *others = make(7)
+    output = causal_linformer_attention(query, *others, scale=scale, impl=impl)
+    default = causal_linformer_attention(query * scale * 4**0.5, *others, impl="reference")
+    assert_close(output, default)
+
+
+@each_impl
+@pytest.mark.parametrize("lens", [torch.tensor([6, 0]), torch.tensor([3, 9])])
+def test_padding(impl: str, lens: Tensor) -> None:
+    """Also of queries past the length: all implementations let them see the same."""
+    leaves = make(11, requires_grad=False)
+    real = (torch.arange(11) < lens[:, None])[:, None, :, None]
+    expected = exact(leaves[0] * real, *leaves[1:], lens)
     for i in range(3):
         leaves[i] = poisoned_padding(leaves[i], lens)
     leaves = [x.detach().clone().requires_grad_() for x in leaves]
     output = causal_linformer_attention(*leaves, valid_lens=lens, impl=impl)
-    assert_close(output[0, :, :6], expected[0, :, :6])
-    assert (output[1] == 0).all() and output.isfinite().all()
-    output[0, :, :6].sum().backward()
+    assert_close(output, expected)
+    assert (output[lens == 0] == 0).all()
+    (output * real).sum().backward()
     assert all(bool(x.grad is not None and x.grad.isfinite().all()) for x in leaves)
 
 
@@ -118,6 +132,19 @@ def test_dropout(impl: str) -> None:
     mean = torch.stack(some).mean(0)
     assert not torch.equal(some[0], some[1])
     torch.testing.assert_close(mean, causal_linformer_attention(*leaves), atol=0.5, rtol=0.2)
+
+
+def test_the_kernel_is_taken_on_a_gpu_where_it_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "AVAILABLE", True)
+    gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float16)
+    assert causal._choose("auto", gpu, 0.0, False) == "triton"
+    assert causal._choose("auto", gpu, 0.1, False) == "sdpa"  # it has no dropout
+    assert causal._choose("auto", gpu, 0.0, True) == "reference"
+    gpu.dtype = torch.float64
+    assert causal._choose("auto", gpu, 0.0, False) == "sdpa"
+    monkeypatch.setattr(_triton, "AVAILABLE", False)
+    gpu.dtype = torch.float32
+    assert causal._choose("auto", gpu, 0.0, False) == "sdpa"
 
 
 def test_nothing_is_changed() -> None:

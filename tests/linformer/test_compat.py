@@ -1,5 +1,6 @@
 """Beside linformer-pytorch, from PyPI: the same numbers, and where it is wrong."""
 
+import inspect
 import warnings
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attn_course.linformer import Linformer as Ours
+from attn_course.linformer import compat
 from attn_course.linformer.compat import Linformer, LinformerLM, load_published
 
 N, C, K, HEADS = 12, 8, 4, 2
@@ -30,6 +32,36 @@ def test_the_sources_example_runs_with_its_import_changed() -> None:
     attention: Any = model.blocks[0].attention
     assert attention.W_q.weight.shape == (4 * 256, 64)
     assert attention.dropout == 0.1 and model.blocks[0].feed_forward.dropout.p == 0.15
+
+
+@pytest.mark.parametrize("name", ["Linformer", "LinformerLM"])
+def test_arguments_and_defaults_are_the_published_ones(name: str) -> None:
+    theirs = inspect.signature(getattr(published(), name).__init__).parameters
+    ours = inspect.signature(getattr(compat, name).__init__).parameters
+    assert list(ours) == list(theirs)
+    assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
+
+
+def test_what_no_weight_tells_arrives() -> None:
+    """Numbers in evaluation mode say nothing of these."""
+    given: dict[str, Any] = {
+        "dim_k": K, "dim_ff": 16, "nhead": HEADS, "depth": 2, "dropout": 0.3, "dropout_ff": 0.2,
+        "checkpoint_level": "C2", "k_reduce_by_layer": 1, "parameter_sharing": "kv",
+    }  # fmt: skip
+    model = LinformerLM(20, N, C, dropout_tokens=0.4, **given)
+    assert model.embedding.dropout.p == 0.4
+    for encoder in (model.linformer, Linformer(N, C, **given)):
+        for block in encoder.blocks:
+            assert block.checkpoint_level == "C2" and block.norm == "post"
+            assert (block.attention.dropout, block.feed_forward.dropout.p) == (0.3, 0.2)
+        assert [b.attention.projections[0].projected_len for b in encoder.blocks] == [K, K - 1]
+    without = LinformerLM(20, N, C, include_ff=False, **given)
+    assert all(block.feed_forward is None for block in without.linformer.blocks)
+
+
+def test_positions_go_on_from_an_offset() -> None:
+    x, add = torch.zeros(1, 9, 6), compat.HalvedSinusoid()
+    torch.testing.assert_close(add(x[:, 4:], 4), add(x)[:, 4:])
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -606,12 +606,18 @@ def test_padding_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither of the sequence, nor what the matrix holds for it."""
     x, matrix, lens = randn(2, 1, 40, 3), randn(4, 40), lens_of(17, 5)
     leaves = [t.requires_grad_() for t in (x, matrix)]
+    grad = randn(2, 1, 4, 3)
     with watch(monkeypatch) as touched:
-        project(leaves[0], leaves[1], lens).sum().backward()
+        torch.autograd.grad(project(leaves[0], leaves[1], lens), leaves, grad)
     for reads in touched.reads:
         for b, length in enumerate((17, 5)):
             assert not addresses(x[b, :, length:]) & reads.keys()
         assert not addresses(matrix[:, 17:]) & reads.keys()
+    # A tile of 16 positions past the length reads no gradient: two tiles do, and one.
+    per_tile = [
+        {reads[a] for a in addresses(grad[b])} for reads in touched.reads[1:] for b in (0, 1)
+    ]
+    assert [{2}, {1}] in (per_tile[:2], per_tile[2:])
 
 
 @interpreted

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attn_course.linformer import LinformerAttention, SequenceProjection
+from attn_course.linformer import LinformerAttention, SequenceProjection, ops
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
 from attn_course.testing import assert_close, poisoned_padding
 
@@ -251,6 +251,68 @@ def test_weights_do_not_change_the_output() -> None:
         assert (weights[2] == 0).all()
 
 
+DROPPING: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wide heads": {"head_dim": 9},
+    "full": {"full_attention": True},
+    "causal": {"causal": "block", "block_len": 4, "projected_len": 2},
+}
+
+
+@pytest.mark.parametrize("name", DROPPING)
+def test_weights_are_dropped_in_training_alone(name: str) -> None:
+    layer, x = make(dropout=0.5, **DROPPING[name]), randn()
+    assert not torch.equal(layer(x), layer(x))
+    without = make(**DROPPING[name])
+    without.load_state_dict(layer.state_dict())
+    assert_close(layer.eval()(x), without(x))
+
+
+@pytest.mark.parametrize(
+    ("sharing", "seen"),
+    [
+        ("none", [(3, HEADS, N, DIM // HEADS)] * 2),
+        ("headwise", [(3, N, DIM)] * 2),  # tokens, once for all heads
+        ("key_value", [(3, N, DIM)]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("impl", "asked"), [("auto", "auto"), ("sdpa", "auto"), ("reference", "reference")]
+)
+def test_who_projects_what(
+    sharing: str, seen: list[Any], impl: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    project = ops.project_sequence
+
+    def watched(x: Tensor, *rest: Any, impl: str, **options: Any) -> Tensor:
+        calls.append((tuple(x.shape), impl))
+        return project(x, *rest, impl=impl, **options)
+
+    monkeypatch.setattr(ops, "project_sequence", watched)
+    make(sharing=sharing, impl=impl)(randn())
+    assert calls == [(shape, asked) for shape in seen]
+
+
+@pytest.mark.triton
+def test_kernels_project_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    project = ops._kernel_project
+    monkeypatch.setattr(ops, "_kernel_project", lambda *x: calls.append(1) or project(*x))
+    make(impl="triton", sharing="headwise")(randn())
+    assert len(calls) == 2
+
+
+def test_sizes_start_as_they_should() -> None:
+    layer = LinformerAttention(256, 4, 32, 8, head_dim=128, output_rank=64)
+    for linear, fans in (
+        (layer.W_q, 768), (layer.W_k, 768), (layer.W_v, 768), (layer.W_o, 576), (layer.W_o2, 320),
+    ):  # fmt: skip
+        assert linear is not None
+        assert 0.95 < linear.weight.std() / (2 / fans) ** 0.5 < 1.05
+        assert linear.bias is None or not linear.bias.any()
+
+
 # Causality
 
 
@@ -295,6 +357,8 @@ def test_autocast(options: dict[str, Any]) -> None:
     x = torch.randn(3, N, DIM, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(x, valid_lens=LENS)
+    # Heads wider than tokens take these as they are, in float32.
+    assert output.dtype == (torch.float32 if "head_dim" in options else torch.bfloat16)
     output.float().square().sum().backward()
     expected = layer(x, valid_lens=LENS)
     scale = float(expected.detach().abs().max())

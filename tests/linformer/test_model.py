@@ -169,6 +169,55 @@ def test_an_option_runs_and_learns(name: str) -> None:
     assert not without
 
 
+def test_options_reach_every_layer() -> None:
+    model = make(
+        "rank", norm="pre", activation="relu", dropout=0.2, feed_forward_dropout=0.4, head_dim=5,
+        checkpoint_level="C1", impl="reference", projection="pooling", sharing="none",
+    )  # fmt: skip
+    assert len(model.blocks) == 3
+    for block in model.blocks:
+        assert isinstance(block, LinformerBlock) and block.feed_forward is not None
+        assert (block.norm, block.checkpoint_level) == ("pre", "C1")
+        assert block.feed_forward.activation == "relu"
+        assert (block.dropout1.p, block.dropout2.p) == (0.2, 0.4)
+        assert block.feed_forward.dropout.p == 0.4
+        attention = block.attention
+        assert (attention.dropout, attention.impl, attention.head_dim) == (0.2, "reference", 5)
+        assert attention.W_o.out_features == 3 and attention.sharing == "none"
+        assert attention.projections[0].kind == "pooling"
+
+
+def test_a_model_is_its_blocks_and_pre_norm_ends_in_a_norm() -> None:
+    for norm in ("post", "pre"):
+        model, x = make(norm=norm), randn()
+        y = x
+        for block in model.blocks:
+            y = block(y)
+        if norm == "pre":
+            torch.nn.init.normal_(model.final_norm.weight)
+            y = F.layer_norm(y, (DIM,), model.final_norm.weight, model.final_norm.bias)
+        assert_close(model(x), y)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.5, 0.0), (0.0, 0.5)])
+def test_what_each_sublayer_adds_is_dropped(first: float, second: float) -> None:
+    """Where both add ones: of each, dropped or doubled as the sublayer's rate says."""
+    for norm in ("post", "pre"):
+        block = LinformerBlock(
+            DIM, HEADS, N, K, HIDDEN, dropout=first, feed_forward_dropout=second, norm=norm
+        )
+        for linear in (block.attention.W_o, block.feed_forward.linear2):
+            torch.nn.init.zeros_(linear.weight)
+            torch.nn.init.ones_(linear.bias)
+        if norm == "post":
+            rates = block.norm1.dropout.p, block.norm2.dropout.p
+            assert rates == (first, second)
+            continue
+        x = torch.zeros(50, N, DIM)
+        assert set(block(x).unique().tolist()) == {1.0, 3.0}
+        assert set(block.eval()(x).unique().tolist()) == {2.0}
+
+
 def test_a_block_is_what_it_says() -> None:
     for norm in ("post", "pre"):
         block = LinformerBlock(DIM, HEADS, N, K, HIDDEN, norm=norm, output_dim=6).double()
@@ -261,6 +310,12 @@ def test_tokens(options: dict[str, Any]) -> None:
     torch.testing.assert_close(model(ids[1:2, :5])[0], logits[1, :5])
     logits[:, :1].sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_embedded_tokens_are_dropped_in_training() -> None:
+    model = LinformerLM(30, DIM, HEADS, N, K, HIDDEN, 1, token_dim=200, token_dropout=0.5)
+    assert model.embedding.dropout.p == 0.5
+    assert not torch.equal(*(model(torch.zeros(1, N, dtype=torch.int64)) for _ in range(2)))
 
 
 def test_vectors_in_place_of_scores() -> None:

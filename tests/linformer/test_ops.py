@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from attn_course import _triton
 from attn_course.linformer import (
@@ -16,6 +17,7 @@ from attn_course.linformer import (
     linformer_attention,
     project_sequence,
 )
+from attn_course.linformer.ops import attend
 from attn_course.testing import (
     LAYOUTS,
     assert_close,
@@ -102,6 +104,13 @@ def test_a_shorter_sequence_uses_the_first_columns(impl: str, length: int) -> No
     output = linformer_attention(query, key, value, E, F_, scale=0.7, impl=impl)
     expected, _ = exact(query, key, value, E[:, :length], F_[:, :length], scale=0.7)
     assert_close(output, expected)
+
+
+@each_impl
+def test_scores_are_multiplied_by_what_is_asked_for(impl: str) -> None:
+    leaves = make()
+    output = linformer_attention(*leaves, valid_lens=LENS, scale=0.3, impl=impl)
+    assert_close(output, exact(*leaves, LENS, scale=0.3)[0])
 
 
 @each_impl
@@ -193,6 +202,66 @@ def test_dropout_of_tiles_is_repeated_in_the_backward_pass(groups: int) -> None:
     assert not torch.equal(run(*leaves), blocked.attend_blocked(*leaves, scale=0.5, groups=groups))
 
 
+def test_a_tile_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the least, 16 rows; and the two passes have the same."""
+    heights: list[int] = []
+    softmax = blocked.reference.softmax
+
+    def watched(scores: Tensor, seen: Tensor | None) -> Tensor:
+        heights.append(scores.shape[-2])
+        return softmax(scores, seen)
+
+    monkeypatch.setattr(blocked.reference, "softmax", watched)
+    query, key = torch.randn(2, 3, 50, 4, requires_grad=True), torch.randn(2, 3, 5, 4)
+    for elements, expected in ((2 * 3 * 5 * 20, [20, 20, 10]), (1, [16, 16, 16, 2])):
+        heights.clear()
+        output = blocked.attend_blocked(query, key, key, scale=1.0, elements=elements)
+        assert heights == expected
+        output.sum().backward()
+        assert heights == 2 * expected
+
+
+def test_each_call_drops_others_and_a_seed_the_same() -> None:
+    x = torch.randn(1, 30, 4)
+
+    def run() -> Tensor:
+        return blocked.attend_blocked(x, x[:, :8], x[:, :8], scale=0.5, dropout_p=0.5)
+
+    assert not torch.equal(run(), run())
+    again = []
+    for _ in range(2):
+        torch.manual_seed(4)
+        again.append(run())
+    assert torch.equal(*again)
+
+
+def test_heads_lie_in_memory_as_merging_wants_them() -> None:
+    query, key = torch.randn(2, 3, 50, 4, requires_grad=True), torch.randn(2, 3, 5, 4)
+    output = blocked.attend_blocked(query, key, key, scale=1.0)
+    (grad,) = torch.autograd.grad(output, query, torch.ones_like(output))
+    assert output.transpose(1, 2).is_contiguous() and grad.transpose(1, 2).is_contiguous()
+
+
+def test_tiles_are_computed_in_float32_under_autocast_too() -> None:
+    leaves = [torch.randn(1, n, 4, requires_grad=True) for n in (40, 6, 6)]
+    query, key, value = leaves
+    expected = (0.5 * query @ key.mT).softmax(-1) @ value
+    with torch.autocast("cpu", torch.bfloat16):
+        output = blocked.attend_blocked(*leaves, scale=0.5)
+        found = gradients(output, leaves)
+    assert_close(output, expected.double())
+    for mine, theirs in zip(found, gradients(expected, leaves), strict=True):
+        assert_close(mine, theirs.double())
+
+
+def test_tiles_differentiate_once_and_say_so() -> None:
+    leaves = make()
+    output = linformer_attention(*leaves, impl="blocked")
+    grads = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grads[0].sum().backward()
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_dropout_keeps_the_mean_and_drops_the_share(impl: str) -> None:
     n, k = 300, 40
@@ -269,6 +338,52 @@ def test_half_precision(impl: str, dtype: torch.dtype) -> None:
     plain = (query / math.sqrt(5) @ (E @ key).mT).softmax(-1) @ (F_ @ value)
     expected, _ = exact(*(x.double() for x in leaves))
     assert_within_budget(output, plain, expected)
+
+
+@pytest.mark.parametrize("impl", ["reference", "blocked"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_at_the_end_alone(impl: str, dtype: torch.dtype) -> None:
+    """Attention to slots and its gradients: as in float32, and then rounded."""
+    given = [torch.randn(2, n, 8).to(dtype) for n in (20, 6, 6, 20)]
+    found = []
+    for wide in (False, True):
+        *leaves, grad = (x.float() if wide else x for x in given)
+        leaves = [x.detach().requires_grad_() for x in leaves]
+        output = attend(*leaves, scale=0.3, impl=impl)
+        found.append([output, *torch.autograd.grad(output, leaves, grad)])
+    for half, whole in zip(*found, strict=True):
+        assert half.dtype == dtype and torch.equal(half, whole.to(dtype))
+
+
+def test_projections_in_half_precision_are_added_up_in_float32() -> None:
+    """In float16 2048 + 1 is 2048."""
+    x, matrix = torch.ones(1, 101, 1).half(), torch.ones(1, 101).half()
+    matrix[0, 0] = 2048
+    assert project_sequence(x, matrix).item() == 2148
+
+
+def test_a_batch_has_one_gradient_of_the_matrices() -> None:
+    """Not one for each item, to be added up: that would be larger than all else."""
+    x = torch.randn(16, 2, 64, 1, requires_grad=True)
+    matrix = torch.randn(2, 8, 64, requires_grad=True)
+    output = project_sequence(x, matrix)
+    with _Largest() as largest:
+        output.backward(torch.ones_like(output))
+    assert largest.numel <= x.numel()  # and not 16 matrices
+
+
+class _Largest(TorchDispatchMode):
+    """How large the largest tensor is that is made."""
+
+    numel = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.numel = max(self.numel, made.numel())
+        return made
 
 
 def test_effective_weights_give_the_output_from_the_values() -> None:

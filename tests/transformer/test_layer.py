@@ -135,6 +135,15 @@ def test_pytorchs_weights_in_single_precision(kind: Any) -> None:
     torch.testing.assert_close(run(kind, ours, x, memory), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("activation", "theirs"), [("relu", nn.ReLU()), ("gelu", nn.GELU())])
+def test_an_activation_may_come_as_a_module(activation: str, theirs: nn.Module) -> None:
+    other = nn.TransformerEncoderLayer(DIM, HEADS, HIDDEN, activation=theirs, batch_first=True)
+    other, ours = stir(other).eval(), make(EncoderLayer, activation=activation)
+    ours.load_torch(other)
+    x = randn().detach()
+    torch.testing.assert_close(ours(x), other(x))
+
+
 @each_kind
 def test_dropout_stands_where_pytorch_has_it(kind: Any) -> None:
     """In every sublayer, and with p = 0.999 nothing is left of any of them."""

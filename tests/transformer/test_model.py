@@ -234,6 +234,9 @@ def test_sizes_start_as_they_should() -> None:
     )
     ids, lens = torch.randint(300, (4, 9)), torch.full((4,), 9)
     assert 0.7 < model(ids, lens, ids).std() < 1.3
+    apart = Transformer(TransformerEncoder(300, **size), TransformerDecoder(300, **size))
+    assert 0.95 < apart.output.weight.std() / (2 / (256 + 300)) ** 0.5 < 1.05
+    assert not apart.output.bias.any()
 
 
 def test_embeddings_are_dropped_in_training() -> None:

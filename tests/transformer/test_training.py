@@ -101,6 +101,12 @@ def test_only_padding_is_no_loss() -> None:
     assert loss == 0 and not logits.grad.any()
 
 
+@pytest.mark.parametrize("pad", [None, 0])
+def test_no_targets_are_no_loss(pad: int | None) -> None:
+    loss = label_smoothing_loss(torch.zeros(0, VOCAB), torch.zeros(0, dtype=torch.long), pad=pad)
+    assert loss == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     logits, target = make(50)
