@@ -833,6 +833,7 @@ class Faulty:
 
     def __init__(self, kernel: Any, kind: str) -> None:
         self.fn, self.kernel, self.kind = getattr(kernel, "fn", kernel), kernel, kind
+        self.__name__ = self.fn.__name__
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
         return lambda *arguments: self.kernel[grid](*arguments, self.kind)
