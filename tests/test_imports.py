@@ -19,9 +19,9 @@ SIBLINGS = {
     "reference": set(),
     "blocked": {"reference"},
     "kernel": {"kernel"},
-    "ops": {"reference", "blocked", "kernel"},
-    "layer": {"ops", "reference", "cache", "loading", "sublayers", "_checks"}
-    | {"causal", "projection"},
+    "ops": {"reference", "blocked", "kernel", "fronts", "scan"},
+    "layer": {"ops", "reference", "cache", "loading", "packing", "sublayers", "_checks"}
+    | {"causal", "projection", "hard"},
 }
 #: Parts that every chapter shares; they know no layer.
 SHARED = ("data", "training", "heatmaps")

@@ -410,7 +410,9 @@ def _reference(
     request = request.ungrouped().as_float()
     allowed, bias = request.allowed(), request.bias()
     query = request.query.expand(*request.batch_shape, *request.query.shape[-2:])
-    query, key, value = disarm_checked(query, request.key, request.value, None, allowed)
+    # Heads are cut from wider rows: matmul would copy them all, and key.mT slowly.
+    query, key, value = (x.contiguous() for x in (query, request.key, request.value))
+    query, key, value = disarm_checked(query, key, value, None, allowed)
     output, weights = reference.dot_product_attention(
         query, key, value, scale=request.scale, allowed=allowed, bias=bias,
         dropout_p=request.dropout_p,

@@ -15,6 +15,7 @@ from attn_course.dot_product import dot_product_attention
 from attn_course.multi_head import loading, ops
 from attn_course.multi_head.cache import KeyValueCache
 from attn_course.multi_head.ops import merge_heads, split_heads
+from attn_course.multi_head.packing import Packing
 from attn_course.scoring import AdditiveAttention
 
 IMPLEMENTATIONS = ("auto", "reference", "sdpa", "triton")
@@ -218,6 +219,7 @@ class MultiHeadAttention(nn.Module):
         need_weights: bool = False,
         cache: KeyValueCache | None = None,
         position: ops.Position | None = None,
+        packing: Packing | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Answer each query; without keys, from the queries' own sequence.
 
@@ -242,6 +244,9 @@ class MultiHeadAttention(nn.Module):
                 the new keys of each head, as ``position(x, offset=past)``, which
                 ``RotaryEmbedding`` suits; or the slopes of linear biases, ``[num_heads]``,
                 from ``linear_slopes``.
+            packing: What left out the padding of ``query``, whose shape is then ``[1,
+                tokens, query_dim]``. Each of its sequences attends to itself; the output
+                is packed likewise, and the weights, if needed, are not.
 
         Returns:
             ``[batch, query_len, embed_dim]``; with ``need_weights`` also the weights of
@@ -266,6 +271,8 @@ class MultiHeadAttention(nn.Module):
         key = query if key is None else key
         value = key if value is None else value
         ops.check_inputs(self._widths, query=query, key=key, value=value)
+        if packing is not None:
+            packing.check(query, alone=own and valid_lens is mask is cache is None)
         past = self._past(cache, query)
         key_len = past + key.shape[1]
         lens, mask = ops.check_masks(query, self.num_heads, key_len, valid_lens, mask)
@@ -286,8 +293,15 @@ class MultiHeadAttention(nn.Module):
                 "position holds slopes, which are added to dot products: they do not go with "
                 "another scoring."
             )
-        q = split_heads(self.W_q(query), self.num_heads)  # [batch, heads, query_len, head_dim]
-        k, v = self._project_memory(key, value, rotate, past)
+        if self.scoring is None and mask is cache is None and not need_weights:
+            keys = packing if own else Packing.of(valid_lens, key_len)
+            query_len = query.shape[1] if packing is None else packing.length
+            if keys is not None and keys.is_long(query_len):
+                how: dict[str, Any] = {"rotate": rotate, "is_causal": is_causal, "slopes": slopes}
+                return self._one_by_one(query, key, value, packing, keys, **how)
+        split = split_heads if packing is None else packing.split_heads
+        q = split(self.W_q(query), self.num_heads)  # [batch, heads, query_len, head_dim]
+        k, v = self._project_memory(key, value, rotate, past, packing)
         if rotate is not None:
             q = rotate(q, offset=past)
         if cache is not None:
@@ -296,13 +310,51 @@ class MultiHeadAttention(nn.Module):
             q,
             k,
             v,
-            valid_lens=valid_lens,
+            valid_lens=valid_lens if packing is None else packing.lens,
             mask=mask,
             is_causal=is_causal,
             past=past,
             slopes=slopes,
             need_weights=need_weights,
+            packing=packing,
         )
+
+    def _one_by_one(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packing: Packing | None,
+        keys: Packing,
+        *,
+        rotate: Callable[..., Tensor] | None,
+        is_causal: bool,
+        slopes: Tensor | None,
+    ) -> Tensor:
+        """``forward`` for long sequences: each by itself, so that nothing is masked.
+
+        In self-attention ``keys`` is ``packing``. Else the memory's padding is left out here,
+        and not that of the queries.
+        """
+        if packing is None:
+            shared = value is key
+            key = keys.pack(key)
+            value = key if shared else keys.pack(value)
+        projected = self.W_q(query), self.W_k(key), self.W_v(value)
+        queries = projected[0].split(1) if packing is None else packing.split(projected[0])
+        answers = []
+        for q, k, v in zip(queries, *(keys.split(x) for x in projected[1:]), strict=True):
+            if k.shape[1] == 0:
+                answers.append(torch.zeros_like(q))  # there is nothing to be seen
+                continue
+            q = split_heads(q, self.num_heads)
+            k, v = split_heads(k, self.num_kv_heads), split_heads(v, self.num_kv_heads)
+            if rotate is not None:
+                q, k = rotate(q, offset=0), rotate(k, offset=0)
+            heads, _ = self._pool(q, k, v, is_causal=is_causal, slopes=slopes)
+            answers.append(merge_heads(heads))
+        output: Tensor = self.W_o(torch.cat(answers, 0 if packing is None else 1))
+        return output
 
     def _read(
         self,
@@ -343,13 +395,19 @@ class MultiHeadAttention(nn.Module):
         return cache.length
 
     def _project_memory(
-        self, key: Tensor, value: Tensor, position: Callable[..., Tensor] | None, past: int
+        self,
+        key: Tensor,
+        value: Tensor,
+        position: Callable[..., Tensor] | None,
+        past: int,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Keys ready to be compared and values, both [batch, num_kv_heads, new_len, width]."""
-        k = split_heads(self.W_k(key), self.num_kv_heads)
+        split = split_heads if packing is None else packing.split_heads
+        k = split(self.W_k(key), self.num_kv_heads)
         if position is not None:
             k = position(k, offset=past)
-        return self._comparable(k), split_heads(self.W_v(value), self.num_kv_heads)
+        return self._comparable(k), split(self.W_v(value), self.num_kv_heads)
 
     def _comparable(self, key: Tensor) -> Tensor:
         """What the scoring function makes of the keys once, before any query comes."""
@@ -362,14 +420,29 @@ class MultiHeadAttention(nn.Module):
         key: Tensor,
         value: Tensor,
         *,
-        valid_lens: Tensor | None,
-        mask: Tensor | None,
-        need_weights: bool,
+        packing: Packing | None = None,
+        **how: Any,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Pool in every head and map the answers to the output; arguments as in ``_pool``."""
+        heads, weights = self._pool(query, key, value, **how)
+        merged = merge_heads(heads) if packing is None else packing.merge_heads(heads)
+        output: Tensor = self.W_o(merged)  # [batch, query_len, embed_dim]
+        return output if weights is None else (output, weights)
+
+    def _pool(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        valid_lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
         is_causal: bool = False,
         past: int = 0,
         slopes: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Pool in every head, [batch, heads, len, width], and map the answers to the output."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What each head answers, [batch, heads, len, width], and weights if needed."""
         found: Any  # the pair with need_weights, else the output
         if self.scoring is None:
             found = dot_product_attention(
@@ -401,8 +474,7 @@ class MultiHeadAttention(nn.Module):
         if self._silent:
             off = torch.tensor([i in self._silent for i in range(self.num_heads)])
             heads = heads.masked_fill(off[:, None, None].to(heads.device), 0)
-        output: Tensor = self.W_o(merge_heads(heads))  # [batch, query_len, embed_dim]
-        return output if weights is None else (output, weights)
+        return heads, weights
 
     @contextmanager
     def without_heads(self, *heads: int) -> Iterator[None]:

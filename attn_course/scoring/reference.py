@@ -22,10 +22,11 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
         Weights, ``[..., query_len, key_len]``.
     """
     if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf)
+        scores = torch.where(allowed, scores, -torch.inf)
     weights = scores.softmax(-1)
-    # A row without a key or with an infinite score is now NaN, in all columns: one tells.
-    if bool(weights[..., :1].detach().isfinite().all()):
+    # A row without a key or with an infinite score is now NaN, in all columns: one tells,
+    # and the sum of what is in [0, 1] otherwise.
+    if not bool(weights.detach()[..., 0].sum().isnan()):
         return weights
     # There inf - inf was NaN; the largest finite number takes all the weight just as well.
     scores = scores.clamp(max=torch.finfo(scores.dtype).max)

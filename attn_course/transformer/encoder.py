@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_course._validation import check_ids, check_tensor
+from attn_course.multi_head import Packing
 from attn_course.transformer._checks import shorter
 from attn_course.transformer.layer import EncoderLayer
 from attn_course.transformer.stack import Stack
@@ -65,9 +66,9 @@ class TransformerEncoder(Stack):
 
         Returns:
             A vector for each token, ``[batch, source_len, embed_dim]``; they do not depend
-            on padding nor on the other sentences of the batch, and those at padding mean
-            nothing. With ``need_weights`` also the weights, ``[batch, num_layers, num_heads,
-            source_len, source_len]``.
+            on padding nor on the other sentences of the batch, and at padding they are zero.
+            With ``need_weights`` also the weights, ``[batch, num_layers, num_heads,
+            source_len, source_len]``, which mean nothing where padding asks.
 
         Raises:
             TypeError: An argument does not hold integers.
@@ -88,11 +89,20 @@ class TransformerEncoder(Stack):
         check_ids("source", source, (batch, source_len), self.vocab_size)
 
         x: Any = self.embedding(source)
+        # Layers compute nothing for padding where it can be left out: on a CPU.
+        packing = Packing.of(lens, source_len)
+        if packing is not None:
+            x = packing.pack(x)
+        asked = {"valid_lens": lens} if packing is None else {"packing": packing}
         rows: list[Tensor] = []
         for layer in self.layers:
-            x = layer(x, valid_lens=lens, position=self.position, need_weights=need_weights)
+            x = layer(x, position=self.position, need_weights=need_weights, **asked)
             if need_weights:
                 x, weights = x
                 rows.append(weights)
         memory: Tensor = self.final_norm(x)
+        if packing is not None:
+            memory = packing.unpack(memory)
+        elif lens is not None:
+            memory = memory.masked_fill(padding.unsqueeze(2), 0)
         return (memory, torch.stack(rows, 1)) if need_weights else memory

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_course._validation import check_choice, check_ids
-from attn_course.multi_head import KeyValueCache, MultiHeadAttention
+from attn_course.multi_head import KeyValueCache, MultiHeadAttention, Packing
 from attn_course.transformer import loading
 from attn_course.transformer._checks import check_tokens
 from attn_course.transformer.sublayers import AddNorm, PositionwiseFeedForward
@@ -151,6 +151,7 @@ class EncoderLayer(_Layer):
         mask: Tensor | None = None,
         position: Any = None,
         need_weights: bool = False,
+        packing: Packing | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Transform a sequence.
 
@@ -160,6 +161,8 @@ class EncoderLayer(_Layer):
             mask: As in ``MultiHeadAttention``.
             position: Rotations or slopes, as in ``MultiHeadAttention``.
             need_weights: Return the weights as well.
+            packing: What left out the padding of ``x``, ``[1, tokens, embed_dim]``, and in
+                place of lengths and mask; the output is packed likewise.
 
         Returns:
             ``[batch, length, embed_dim]``, where padding comes to nothing in particular;
@@ -170,7 +173,7 @@ class EncoderLayer(_Layer):
             ValueError: A shape, a length or a combination is out of place.
         """
         check_tokens("x", x, "length", self.embed_dim)
-        asked = {"valid_lens": valid_lens, "mask": mask, "position": position}
+        asked = {"valid_lens": valid_lens, "mask": mask, "position": position, "packing": packing}
         if self.norm == "post":
             update, weights = _attend(self.self_attention, x, need_weights, **asked)
             x = self.norm1(x, update)

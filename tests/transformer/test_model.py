@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course.benchmarks.d2l_transformer import LectureTransformer
+from attn_course.multi_head import packing
 from attn_course.positional import linear_slopes, sinusoid
 from attn_course.testing import assert_unchanged
 from attn_course.transformer import (
@@ -171,6 +172,35 @@ def test_padding_and_neighbours_do_not_matter(position: dict[str, Any], norm: st
         torch.testing.assert_close(alone, expected[[i]])
 
 
+@pytest.mark.parametrize("long", [True, False])
+@each_position
+@each_norm
+def test_layers_compute_nothing_for_padding(
+    position: dict[str, Any], norm: str, long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with a mask, which they cannot leave padding out with, find the same."""
+    monkeypatch.setattr(packing, "_LONG", 1 if long else 1 << 20)
+    model, batch = make_model(norm=norm, **position), make_batch()
+    encoder, source = model.encoder, batch["source"]
+    seen: list[tuple[int, ...]] = []
+    for layer in encoder.layers:
+        layer.feed_forward.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape))
+        layer.self_attention.W_q.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape))
+    memory = encoder(source, LENS)
+    assert seen == [(1, int(LENS.sum()), DIM)] * 2 * LAYERS
+    assert not memory[PADDING].any()
+    x = encoder.embedding(source)
+    for layer in encoder.layers:
+        x = layer(x, mask=~PADDING[:, None], position=encoder.position)
+    expected = encoder.final_norm(x).masked_fill(PADDING[..., None], 0)
+    torch.testing.assert_close(memory, expected)
+    upstream, parameters = torch.randn_like(memory), list(encoder.parameters())
+    torch.testing.assert_close(
+        torch.autograd.grad((memory * upstream).sum(), parameters),
+        torch.autograd.grad((expected * upstream).sum(), parameters),
+    )
+
+
 @pytest.mark.parametrize("training", [True, False])
 @each_position
 @each_norm
@@ -207,7 +237,17 @@ def test_weights_of_every_layer_and_head(norm: str) -> None:
     x = model.encoder.embedding(batch["source"].masked_fill(PADDING, 0))
     for i, layer in enumerate(model.encoder.layers):
         x, rows = layer(x, valid_lens=LENS, need_weights=True)
-        torch.testing.assert_close(weights.encoder[:, i], rows)
+        asks = ~PADDING[:, None, :, None]  # what padding would see means nothing
+        torch.testing.assert_close(weights.encoder[:, i] * asks, rows * asks)
+
+
+@each_norm
+def test_where_padding_cannot_be_left_out(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose lengths are not looked at."""
+    model, batch = make_model(norm=norm), make_batch()
+    expected = model.encoder(batch["source"], LENS), model(**batch)
+    monkeypatch.setattr(packing.Packing, "of", lambda *_: None)
+    torch.testing.assert_close((model.encoder(batch["source"], LENS), model(**batch)), expected)
 
 
 def test_tied_weights_are_one_matrix() -> None:
@@ -269,11 +309,11 @@ def test_nothing_changes_its_arguments() -> None:
 
 def test_an_empty_sentence_has_nothing_to_say() -> None:
     model, batch = make_model(), make_batch()
-    batch["source_lens"] = torch.tensor([5, 0, 3])
-    logits = model(**batch)
-    logits.sum().backward()
-    assert logits.isfinite().all()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    for lens in ([5, 0, 3], [0, 0, 0]):
+        logits = model(**(batch | {"source_lens": torch.tensor(lens)}))
+        logits.sum().backward()
+        assert logits.isfinite().all()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 # Bad input
