@@ -38,6 +38,7 @@ MECHANISMS: tuple[str, ...] = (
     "vision",
     "long_sequences",
     "linformer",
+    "monotonic",
 )
 
 __all__ = ["CHAPTERS", "MECHANISMS", "__version__"]

@@ -28,6 +28,7 @@ MODULES = (
     "patch_embedding",
     "windowed_attention",
     "linformer",
+    "monotonic",
 )
 
 FORWARD = "forward"

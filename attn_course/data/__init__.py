@@ -11,6 +11,7 @@ from attn_course.data.checkpoints import pretrained, save_pretrained
 from attn_course.data.corpora import multi30k, preprocess, tatoeba
 from attn_course.data.fashion import FASHION_CLASSES, FashionMNIST, fashion_mnist
 from attn_course.data.images import ImageBatches, image_batches, random_affine
+from attn_course.data.letters import LetterBatches, Letters, delayed, letters
 from attn_course.data.lines import NUMERALS, LineBatches, Lines, Stage, digit_lines
 from attn_course.data.pairs import Pair, Translations
 from attn_course.data.phrasebook import LENGTH_BINS, SIGNPOST, SLICES, grammar
@@ -30,6 +31,8 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "ImageBatches",
+    "LetterBatches",
+    "Letters",
     "LineBatches",
     "Lines",
     "Pair",
@@ -39,6 +42,7 @@ __all__ = [
     "TranslationBatches",
     "Translations",
     "Vocabulary",
+    "delayed",
     "detokenize",
     "diabetes",
     "digit_lines",
@@ -46,6 +50,7 @@ __all__ = [
     "fashion_mnist",
     "grammar",
     "image_batches",
+    "letters",
     "multi30k",
     "preprocess",
     "pretrained",

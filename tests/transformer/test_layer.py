@@ -201,6 +201,12 @@ def test_load_torch_refuses_other_layers(options: dict[str, Any], message: str) 
         assert torch.equal(tensor, before[name])
 
 
+def test_load_torch_refuses_an_approximate_gelu() -> None:
+    theirs = nn.TransformerEncoderLayer(DIM, HEADS, HIDDEN, activation=nn.GELU("tanh"))
+    with pytest.raises(ValueError, match=r"activation='gelu', as this layer, got .*tanh"):
+        make(EncoderLayer, activation="gelu").load_torch(theirs)
+
+
 def test_an_encoder_layer_is_no_decoder_layer() -> None:
     with pytest.raises(ValueError, match=r"cross_attention.W_k.bias is \[12\] here and missing"):
         make(DecoderLayer).load_torch(make_torch(EncoderLayer, "post", "relu", True))

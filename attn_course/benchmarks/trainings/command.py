@@ -13,6 +13,7 @@ from pathlib import Path
 from attn_course.benchmarks.trainings import (
     linformer,
     long_sequences,
+    monotonic,
     multi_head,
     occlusion,
     positional,
@@ -35,6 +36,7 @@ MODULES = (
     long_sequences,
     window_depth,
     linformer,
+    monotonic,
 )
 
 #: Name -> the training, a function of the seed.
