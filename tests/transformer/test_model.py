@@ -239,6 +239,11 @@ def test_weights_of_every_layer_and_head(norm: str) -> None:
         x, rows = layer(x, valid_lens=LENS, need_weights=True)
         asks = ~PADDING[:, None, :, None]  # what padding would see means nothing
         torch.testing.assert_close(weights.encoder[:, i] * asks, rows * asks)
+    memory, y = model.encoder(batch["source"], LENS), model.decoder.embedding(batch["target_input"])
+    for i, layer in enumerate(model.decoder.layers):
+        y, own, cross = layer(y, memory, memory_lens=LENS, need_weights=True)
+        torch.testing.assert_close(weights.decoder[:, i], own)
+        torch.testing.assert_close(weights.cross[:, i], cross)
 
 
 @each_norm
