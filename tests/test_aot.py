@@ -73,7 +73,8 @@ def test_a_kernel_that_asks_for_too_much_is_refused() -> None:
     code = (
         "import os; os.environ['TRITON_INTERPRET'] = '0'; "
         "from attn_course import _aot, _triton; _triton.SHARED_MEMORY[75] = 1; "
-        "_aot.compile_shipped(next(_triton.shipped_kernels()))"
+        "from attn_course.kernel_regression import kernel; "
+        "_aot.compile_shipped(next(kernel.shipped()))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode and "bytes of shared memory; sm_75 has 1" in run.stderr
