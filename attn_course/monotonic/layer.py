@@ -13,7 +13,7 @@ from attn_course._padding import clear_rows, disarm_padding
 from attn_course._validation import check_choice, check_counts, check_dropout, check_floating
 from attn_course.monotonic import ops
 from attn_course.monotonic.hard import MODES, HardState, walk
-from attn_course.multi_head import merge_heads, split_heads
+from attn_course.multi_head import check_heads, merge_heads, split_heads
 
 
 class MonotonicMultiheadAttention(nn.Module):
@@ -97,16 +97,7 @@ class MonotonicMultiheadAttention(nn.Module):
             embed_dim=embed_dim, num_heads=num_heads, query_dim=query_dim, key_dim=key_dim,
             value_dim=value_dim, num_kv_heads=num_kv_heads,
         )  # fmt: skip
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads, since heads share it evenly, "
-                f"got {embed_dim} for {num_heads} heads."
-            )
-        if num_heads % num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads, {num_heads}, since each serves as many "
-                f"query heads, got {num_kv_heads}."
-            )
+        check_heads(embed_dim, num_heads, num_kv_heads)
         check_choice("mode", mode, MODES)
         check_choice("impl", impl, ops.IMPLEMENTATIONS)
         check_dropout("dropout", dropout)

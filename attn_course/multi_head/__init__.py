@@ -6,7 +6,7 @@ they have seen, and the translator of chapter 3 with several heads.
 
 from attn_course.multi_head.cache import KeyValueCache
 from attn_course.multi_head.layer import MultiHeadAttention
-from attn_course.multi_head.ops import merge_heads, split_heads
+from attn_course.multi_head.ops import check_heads, merge_heads, split_heads
 from attn_course.multi_head.packing import Packing
 from attn_course.multi_head.translator import build_translator, load_translator
 
@@ -15,6 +15,7 @@ __all__ = [
     "MultiHeadAttention",
     "Packing",
     "build_translator",
+    "check_heads",
     "load_translator",
     "merge_heads",
     "split_heads",

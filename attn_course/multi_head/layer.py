@@ -90,16 +90,7 @@ class MultiHeadAttention(nn.Module):
             embed_dim=embed_dim, num_heads=num_heads, query_dim=query_dim, key_dim=key_dim,
             value_dim=value_dim, num_kv_heads=num_kv_heads,
         )  # fmt: skip
-        if embed_dim % num_heads:
-            raise ValueError(
-                f"embed_dim must be a multiple of num_heads, since heads share it evenly, "
-                f"got {embed_dim} for {num_heads} heads."
-            )
-        if num_heads % num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads must divide num_heads, {num_heads}, since each serves as many "
-                f"query heads, got {num_kv_heads}."
-            )
+        ops.check_heads(embed_dim, num_heads, num_kv_heads)
         check_dropout("dropout", dropout)
         self.embed_dim, self.num_heads, self.num_kv_heads = embed_dim, num_heads, num_kv_heads
         self.head_dim = embed_dim // num_heads

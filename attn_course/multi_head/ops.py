@@ -89,6 +89,20 @@ def merge_heads(x: Tensor) -> Tensor:
     return side_by_side.flatten(-2)
 
 
+def check_heads(embed_dim: int, num_heads: int, num_kv_heads: int) -> None:
+    """Raise ``ValueError`` unless heads can share a width, and keys and values, evenly."""
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim must be a multiple of num_heads, since heads share it evenly, "
+            f"got {embed_dim} for {num_heads} heads."
+        )
+    if num_heads % num_kv_heads:
+        raise ValueError(
+            f"num_kv_heads must divide num_heads, {num_heads}, since each serves as many "
+            f"query heads, got {num_kv_heads}."
+        )
+
+
 def check_inputs(widths: Mapping[str, int], **inputs: Tensor) -> None:
     """Raise unless query, key and value (or some of them) fit the layer and each other.
 
