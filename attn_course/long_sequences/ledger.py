@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 #: What a row is: computed inside the block, or there before as a parameter or otherwise.
@@ -289,7 +290,7 @@ def _there_already() -> dict[int, list[weakref.ref[Tensor]]]:
     """All tensors that Python knows of, by their storages, without keeping them alive."""
     found: dict[int, list[weakref.ref[Tensor]]] = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):
+        if issubclass(type(thing), Tensor) and not is_lazy(thing):  # lazy: no storage yet
             found.setdefault(_storage(thing)[0], []).append(weakref.ref(thing))
     return found
 

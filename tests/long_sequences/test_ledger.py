@@ -402,6 +402,14 @@ def test_sparse_tensors_do_not_stop_it() -> None:
     assert ledger.held == 0
 
 
+def test_lazy_parameters_elsewhere_do_not_stop_it() -> None:
+    lazy = nn.LazyLinear(3)
+    with memory_ledger() as ledger:
+        leaf().exp()
+    assert isinstance(lazy.weight, nn.UninitializedParameter)
+    assert what(ledger.rows) == [(ACTIVATION, (N, D), NUMBERS)]
+
+
 def test_there_is_no_peak_on_a_cpu() -> None:
     with memory_ledger() as ledger:
         leaf().exp()
