@@ -23,6 +23,7 @@ CHAPTERS: dict[int, str] = {
     7: "vision",
     8: "long_sequences",
     9: "linformer",
+    10: "monotonic",
 }
 
 #: Every package that holds a mechanism, in the order in which the course needs them; one

@@ -243,6 +243,11 @@ PAGES = {
                 ),
             ),
         ),
+        Page(
+            10,
+            "monotonic",
+            (Kernel("10.7", "scan_kernel", {}, {"LENGTH": 40, "BLOCK": 16}),),
+        ),
     )
 }
 
