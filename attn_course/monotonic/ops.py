@@ -65,7 +65,8 @@ def many_to_many(
     ``"triton"``       a GPU kernel (interpreted where there is no GPU: slow): a
                        lane as one scan, tiles in waves; log phi in float32 with
                        an exponent of any size
-    ``"reference"``    the loop over anti-diagonals in log space
+    ``"reference"``    the loop over anti-diagonals in log space; log phi in
+                       float64
     =================  ===========================================================
 
     Of 1,024 x 4,096 standard normal logits in float32, log phi goes down to -3,300, where float32
@@ -338,8 +339,8 @@ def _visit(
     grid = _cut(*checked)
     x = grid.logits
     if impl == "reference":
-        phi = fronts.LogVisits.apply(x, model)
-        phi = phi if log else phi.exp()
+        log_phi = fronts.LogVisits.apply(x.double() if log else x, model)
+        phi = log_phi if log else log_phi.exp()
     elif log:
         phi = scan.log_visits(F.logsigmoid(x), F.logsigmoid(-x), model=model)
     else:
