@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = """\
 import sys
 from setuptools import build_meta
-build_meta.build_sdist(sys.argv[1])
-build_meta.build_wheel(sys.argv[1])
+folder = sys.argv[1]
+build_meta.build_sdist(folder)
+build_meta.build_wheel(folder)
 """
 
 #: Imports every module and reads every file of data, from an installed copy.
