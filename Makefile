@@ -4,10 +4,13 @@ BIN := .venv/bin
 CH ?=
 NB ?=
 NAMES ?=
+# Tests that need nothing but the package's own dependencies.
+OLDEST := tests/data tests/training tests/heatmaps tests/kernel_regression tests/scoring
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks check slides lab serve bench pretrained gpu offline clean
+.PHONY: help book test notebooks check slides lab serve bench pretrained gpu offline oldest colab
+.PHONY: clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -45,6 +48,17 @@ gpu: .venv/.test ## on a CUDA GPU: the kernels' tests, compiled, then the benchm
 
 offline: .venv/.book ## one zip: book, slides, notebooks, package; reads without network
 	$(BIN)/python -m tools.offline
+
+oldest: ## test with the oldest versions that pyproject.toml allows; PYTHON=python3.11
+	$(PYTHON) -m venv --clear _build/oldest
+	$(PYTHON) -m tools.oldest > _build/oldest/versions.txt
+	_build/oldest/bin/python -m pip install -c _build/oldest/versions.txt -e . pytest
+	_build/oldest/bin/python -m pytest -q -rs $(OLDEST)
+
+colab: ## run the notebooks as in Colab, with its versions; PYTHON=python3.12, CH=01 for one chapter
+	$(PYTHON) -m venv --clear _build/colab
+	_build/colab/bin/python -m pip install -r tools/colab.txt
+	_build/colab/bin/python -m tools.colab $(CH)
 
 clean: ## remove what was built (not the environment)
 	rm -rf _build dist book/slides/_figures

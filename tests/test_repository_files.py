@@ -78,6 +78,32 @@ def test_workflows_are_bounded(path: Path) -> None:
         assert "concurrency" in workflow or "concurrency" in job, f"{path.name}: {name}"
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_use_named_versions_and_no_secrets(path: Path) -> None:
+    """Actions are GitHub's own, in a version; no step is given a secret or the token."""
+    text = path.read_text(encoding="utf-8")
+    for action in re.findall(r"\buses:\s*(\S+)", text):
+        assert re.fullmatch(r"actions/[\w-]+@(v\d+|[0-9a-f]{40})", action), action
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")
+    assert not re.search(r"\bsecrets\b|github\.token", text)
+
+
+def test_the_workflows_cover_every_way_to_use_the_course() -> None:
+    """All Pythons, the oldest versions, the wheel, the book, Colab, Windows and macOS."""
+    yaml = pytest.importorskip("yaml")
+    steps: dict[str, list[str]] = {}
+    for path in WORKFLOWS:
+        for name, job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].items():
+            steps[f"{path.stem}.{name}"] = [step.get("run", "") for step in job["steps"]]
+    commands = {name: "\n".join(lines) for name, lines in steps.items()}
+    assert "make test" in commands["test.linux"]
+    assert "make oldest" in commands["test.oldest"]
+    assert "pip wheel" in commands["test.wheel"] and "--pyargs" in commands["test.wheel"]
+    assert "install_d2l" in commands["test.other"]
+    assert "make book" in commands["pages.build"]
+    assert "tools.colab" in commands["colab.notebooks"]
+
+
 def test_citation_matches_the_schema_and_the_version() -> None:
     """CITATION.cff is valid and cites the version that is here."""
     yaml = pytest.importorskip("yaml")
