@@ -9,8 +9,8 @@ OLDEST := tests/data tests/training tests/heatmaps tests/kernel_regression tests
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks check slides lab serve bench pretrained gpu offline oldest colab
-.PHONY: clean
+.PHONY: help book test notebooks assistant check slides lab serve bench pretrained gpu offline
+.PHONY: oldest colab clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -24,10 +24,13 @@ test: .venv/.test ## every check: lint, types, tests, notebooks, book, slides
 notebooks: .venv/.test ## make and execute notebooks that are out of date; CH=01: that chapter's, anew
 	$(BIN)/python -m tools.notebooks $(CH)
 
+assistant: .venv/.test ## make the teaching assistant's sheet from the exercises' tests
+	$(BIN)/python -m tools.assistant
+
 check: .venv/.test ## CH=01: check your own exercise notebook (NB=path, if it is elsewhere)
 	$(BIN)/python -m tools.check "$(CH)" $(NB)
 
-slides: .venv/.book ## build the decks, and PDFs where Chromium is present
+slides: .venv/.book ## build the decks in _build/slides, and their PDFs where Chromium is present
 	$(BIN)/python -m tools.slides --pdf --check
 
 lab: .venv/.test ## open the notebooks in JupyterLab
