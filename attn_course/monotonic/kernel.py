@@ -129,7 +129,7 @@ def _visit_fwd_kernel(
         first = SLANT * lane
         k = first + s
         x = _along(x_ptr, k, first, length, stride_xk, 0.0, DTYPE)  # [BLOCK]
-        x_before = _along(x_ptr, k - 1, first, length, stride_xk, 0.0, DTYPE)  # [BLOCK]
+        x_before = _along(x_ptr, k - 1, first, length, stride_xk, 0.0, DTYPE)
         left = tl.load(left_in_ptr + lane)
         flows_in = above + tl.where(s == begin, left, 0.0)
         _, phi = tl.associative_scan((tl.sigmoid(x_before), flows_in), 0, _then)
