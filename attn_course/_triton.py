@@ -55,6 +55,9 @@ AVAILABLE = not REASON
 #: True where kernels run in triton's interpreter.
 INTERPRETED = AVAILABLE and type(tl.zeros).__name__ == "InterpretedFunction"
 
+#: Whether ``tl.dot`` takes float64: in the interpreter, from triton 3.5 on.
+FLOAT64_DOT = INTERPRETED and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5)
+
 if AVAILABLE and INTERPRETED != (os.environ["TRITON_INTERPRET"] == "1"):
     REASON = (
         "triton was imported before attn_course, "

@@ -372,8 +372,11 @@ def _choose(impl: str, request: _Request, need_weights: bool, need_lse: bool) ->
                 f"impl='triton' takes up to {_KERNEL_WIDTH} columns, got {widest}: "
                 "use impl='sdpa' or 'reference'."
             )
-        if request.query.dtype == torch.float64 and not _triton.INTERPRETED:
-            raise TypeError("impl='triton' has no float64 on a GPU: use impl='reference'.")
+        if request.query.dtype == torch.float64 and not _triton.FLOAT64_DOT:
+            raise TypeError(
+                "impl='triton' has no float64 on a GPU, nor interpreted before triton 3.5: "
+                "use impl='reference'."
+            )
     return impl
 
 

@@ -491,8 +491,11 @@ def _check_kernel(*tensors: Tensor) -> None:
         raise ValueError(
             f"impl='triton' takes up to {_KERNEL_WIDTH} columns, got {widest}: use impl='auto'."
         )
-    if tensors[0].dtype == torch.float64 and not _triton.INTERPRETED:
-        raise TypeError("impl='triton' has no float64 on a GPU: use impl='reference'.")
+    if tensors[0].dtype == torch.float64 and not _triton.FLOAT64_DOT:
+        raise TypeError(
+            "impl='triton' has no float64 on a GPU, nor interpreted before triton 3.5: "
+            "use impl='reference'."
+        )
 
 
 def _check_slots(count: int) -> None:

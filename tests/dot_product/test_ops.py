@@ -538,3 +538,12 @@ def test_rows_that_see_nothing_on_a_gpu(dtype: torch.dtype) -> None:
     assert bool((output.transpose(1, 2)[lens == 0] == 0).all())
     gradients = torch.autograd.grad(output.float().square().sum(), leaves)
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+@pytest.mark.triton
+def test_float64_where_triton_has_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attn_course._triton.FLOAT64_DOT", False)
+    x = torch.randn(1, 1, 4, 8)
+    dot_product_attention(x, x, x, impl="triton")
+    with pytest.raises(TypeError, match=r"no float64 .* before triton 3\.5: use impl='reference'"):
+        dot_product_attention(x.double(), x.double(), x.double(), impl="triton")
