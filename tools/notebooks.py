@@ -53,13 +53,17 @@ MARKERS = re.compile(
 )
 
 
-def derive(source: Path, target: Path, *, solved: bool = True) -> NotebookNode:
+def derive(
+    source: Path, target: Path, *, solved: bool = True, markers: bool = False
+) -> NotebookNode:
     """The notebook that ``source`` describes, not executed.
 
     Args:
         source: A MyST Markdown file.
         target: Where the notebook will stand; its Colab link needs that.
         solved: Keep the solutions, or put stubs in their place.
+        markers: If not solved: keep code between its markers, for nbgrader, which puts stubs
+            there itself.
     """
     notebook = jupytext.reads(source.read_text(encoding="utf-8"), fmt="md:myst")
     course = notebook.metadata.get("course", {})
@@ -69,9 +73,9 @@ def derive(source: Path, target: Path, *, solved: bool = True) -> NotebookNode:
     for cell in notebook.cells:
         text = cell.source
         if not solved:
-            text = CODE_SOLUTION.sub(_stub, text)
             text = TEXT_SOLUTION.sub("", text)
-        text = MARKERS.sub("", text).strip("\n")
+            text = text if markers else stubbed(text)
+        text = (text if markers else MARKERS.sub("", text)).strip("\n")
         if not text:
             continue
         if cell.cell_type == "markdown":
@@ -101,8 +105,9 @@ def derive(source: Path, target: Path, *, solved: bool = True) -> NotebookNode:
     return notebook
 
 
-def _stub(match: re.Match[str]) -> str:
-    return f'{match["indent"]}raise NotImplementedError("your code here")'
+def stubbed(code: str) -> str:
+    """Code with a stub in place of each solution."""
+    return CODE_SOLUTION.sub(r'\g<indent>raise NotImplementedError("your code here")', code)
 
 
 def _badges(target: Path, course: dict[str, Any]) -> str:
