@@ -26,7 +26,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from attn_course import CHAPTERS
 from attn_course.exercises.variants import Variant, variants
-from tools.course import repository
+from tools.course import ROOT, repository
 from tools.notebooks import MARKERS, SETUP, save, stubbed
 
 #: The environment variable that holds the key, where ``--key`` does not.
@@ -125,12 +125,12 @@ def mark(submission: NotebookNode, issued: NotebookNode, folder: Path) -> dict[s
     Returns:
         Variant -> what is wrong; empty where the check passes.
     """
-    codes = [cell.source for cell in issued.cells if cell.cell_type == "code"]
-    checks = [code for code in codes if _CHECK.search(code)]
+    checks = [cell.source for cell in issued.cells if _CHECK.search(cell.source)]
     own = [cell.source for cell in submission.cells if cell.cell_type == "code"]
     own = [code for code in own if not _CHECK.search(code)]
-    # The imports once more: the names that checks need might have been changed as well.
-    run = new_notebook(cells=[new_code_cell(c) for c in (*codes[:2], *own, codes[1], *checks)])
+    # Each check imports what it needs: the submission might have given the name to another.
+    last = [f"{IMPORTS}\n\n{check}" for check in checks]
+    run = new_notebook(cells=[new_code_cell(code) for code in (IMPORTS, *own, *last)])
     client = NotebookClient(
         run,
         timeout=TIMEOUT,
@@ -140,13 +140,13 @@ def mark(submission: NotebookNode, issued: NotebookNode, folder: Path) -> dict[s
         resources={"metadata": {"path": str(folder)}},
     )
     try:
-        client.execute()
+        client.execute(env={**os.environ, "PYTHONPATH": str(ROOT)})
     except DeadKernelError:
         return {_label(check): "the kernel died" for check in checks}
     results = {}
-    for cell in run.cells[-len(checks) :]:
+    for check, cell in zip(checks, run.cells[-len(checks) :], strict=True):
         errors = [out for out in cell.outputs if out.output_type == "error"]
-        results[_label(cell.source)] = errors[0].evalue if errors else ""
+        results[_label(check)] = errors[0].evalue if errors else ""
     return results
 
 

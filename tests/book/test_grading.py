@@ -171,10 +171,11 @@ def test_an_nbgrader_assignment_has_points_for_each_exercise(page: Any) -> None:
 
 def run(course: Path, *arguments: str) -> None:
     """One of nbgrader's commands, in the course's folder."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # alembic's
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *arguments],
         cwd=course,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": path},
         capture_output=True,
         text=True,
     )

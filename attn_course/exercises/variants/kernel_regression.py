@@ -103,7 +103,8 @@ def boxcar_regression(
 ''',
     answer="""
 u = (query[:, None] - key[None, :]).abs() / (<<reach>> * width)
-share = torch.where(u < 1, <<code>>, 0.0)            # [n, m]
+height = <<code>>
+share = torch.where(u < 1, height, 0.0)               # [n, m]
 total = share.sum(1)                                 # [n]
 return share @ value / torch.where(total > 0, total, 1.0)
 """,

@@ -22,7 +22,7 @@ _RULES = {
     ),
     "blanks first": (
         "blanks are struck out first, and repetitions then: 1 1 blank 1 2 says 1 2",
-        "said = [k for k, _ in itertools.groupby(k for k in path if k != blank)]",
+        "heard = [k for k in path if k != blank]\nsaid = [k for k, _ in itertools.groupby(heard)]",
     ),
     "held": (
         "a run of equal steps says its class once if it is at least *two* steps "

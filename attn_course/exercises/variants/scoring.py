@@ -119,13 +119,13 @@ _EMPTY = {
 
 
 def _softmax_forbidden(p: Parameters, scores: Tensor, forbidden: Tensor) -> Tensor:
-    """Row by row, each over its own keys alone."""
+    """Row by row."""
     n, m = scores.shape
     weights = torch.zeros(n, m, dtype=torch.float64)
     for i in range(n):
-        open_ = ~forbidden[i]
-        if open_.any():
-            weights[i, open_] = (scores[i, open_].double() / p["temperature"]).softmax(0)
+        if not forbidden[i].all():
+            row = scores[i].double().masked_fill(forbidden[i], -torch.inf)
+            weights[i] = (row / p["temperature"]).softmax(0)
         elif p["empty"] == "even":
             weights[i] = 1 / m
         elif p["empty"] != "zero":
