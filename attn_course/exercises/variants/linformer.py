@@ -102,7 +102,7 @@ Write Linformer for a batch of texts of unequal lengths, without a loop over the
 has `lens[b]` keys and values, perhaps none, and padding stands <<where>> them. What padding holds
 must not matter.
 
-An item meets <<columns>> of $E$ and of $F$. <<phrase>>; this holds for keys and values. With no
+Of $E$ and of $F$, an item meets <<columns>>. <<phrase>>; this holds for keys and values. With no
 key at all, the answer is zero. Scores are divided by $\\sqrt d$, as ever.
 """,
     stub='''
