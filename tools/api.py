@@ -176,7 +176,7 @@ def _sections(item: griffe.Object, package: str) -> Iterator[str]:
                 term = [f"``{name}``" for name in [getattr(entry, "name", "")] if name]
                 shown = _annotation(entry, item)
                 term += [f"``{shown}``"] if shown else []
-                yield " : ".join(term)
+                yield " ".join(term)
                 text = _linked(entry.description, item, package)
                 yield from (
                     f"{':' if not i else ' '} {line}".rstrip() for i, line in enumerate(text)

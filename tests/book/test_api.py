@@ -54,7 +54,7 @@ def test_a_function_is_described_with_types_shapes_errors_and_an_example() -> No
     one = text.split("{py:function} project_sequence")[1].split("``````")[0]
     assert one.startswith("(x, projection, *, valid_lens=None, impl='auto')")
     for part in (
-        "**Parameters**", "``valid_lens`` : ``Tensor | None``\n: How many leading positions",
+        "**Parameters**", "``valid_lens`` ``Tensor | None``\n: How many leading positions",
         "**Returns**", "``Tensor``\n: ``[batch, (num_heads,) projected_len, dim]``",
         "**Raises**", "``ValueError``\n: ", "**Example**\n\n```pycon\n>>> x = torch.tensor",
         "**Reference.** Wang et al. (2020)",
