@@ -1,4 +1,4 @@
-"""Sphinx extension of the book: makes what depends on the repository's address."""
+"""Sphinx extension of the book: what depends on the repository's address, and the reference."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from docutils import nodes
 
+from tools.api import Api
 from tools.course import repository
 
 
@@ -24,6 +25,7 @@ def _mark_captions(app: Any, doctree: Any) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
+    app.add_directive("api", Api)
     app.connect("config-inited", _substitute)
     app.connect("doctree-read", _mark_captions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -28,6 +28,7 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from pybtex.database import parse_file
 
+from attn_course import CHAPTERS as CHAPTER_MAP
 from tools.course import CHAPTERS, EXERCISES, NOTEBOOKS, ROOT, branch, numbered, repository
 
 SETUP = """\
@@ -114,10 +115,14 @@ def _badges(target: Path, course: dict[str, Any]) -> str:
     path = target.relative_to(ROOT).as_posix()
     owner = repository().removeprefix("https://github.com/")
     link = f"https://colab.research.google.com/github/{owner}/blob/{branch()}/{path}"
-    return (
+    line = (
         f"[Open this page in Colab]({link}) · about {course['reading']} minutes to read · "
         f"runs in under {course['running']} seconds on two CPU cores"
     )
+    package = CHAPTER_MAP.get(int(target.stem[:2]))
+    if package and target.parent == NOTEBOOKS:
+        line += f" · the package: [attn_course.{package}](../book/api/{package}.md)"
+    return line
 
 
 def _cite(match: re.Match[str]) -> str:

@@ -1,0 +1,89 @@
+"""The reference: a page for every package, with all that the package makes public."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from attn_course import CHAPTERS, MECHANISMS
+from tools import api
+from tools.course import CHAPTERS as SOURCES
+from tools.course import ROOT
+
+
+def public(package: str) -> list[str]:
+    """``__all__``, read without the reference's own reader."""
+    tree = ast.parse((ROOT / "attn_course" / package / "__init__.py").read_text(encoding="utf-8"))
+    return next(
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    )
+
+
+def test_every_package_has_a_page_in_the_book() -> None:
+    packages = {path.parent.name for path in (ROOT / "attn_course").glob("*/__init__.py")}
+    packages = {name for name in packages if "__all__" in _text(f"attn_course/{name}/__init__.py")}
+    assert packages == set(api.packages()) >= set(MECHANISMS)
+    toc, index = _text("_toc.yml"), _text("book/api.md")
+    for package in packages:
+        assert f"- file: book/api/{package}\n" in toc
+        assert f"(api/{package}.md)" in index
+        assert f"```{{api}} {package}\n" in _text(f"book/api/{package}.md")
+
+
+def _text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("package", api.packages())
+def test_every_public_name_is_described(package: str) -> None:
+    text = "\n".join(api.render(package))
+    parts = re.split(r"^``````\{py:\w+\} (\w+)", text, flags=re.MULTILINE)
+    described = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert sorted(described) == sorted(public(package))
+    for name, body in described.items():
+        words = re.sub(r"\[attn_course/\S+\)|`+|\*\w+\*|^\(.*\)", "", body).split()
+        assert len(words) > 2 or package == "exercises", f"{name} has no docstring"
+
+
+def test_a_function_is_described_with_types_shapes_errors_and_an_example() -> None:
+    text = "\n".join(api.render("linformer"))
+    one = text.split("{py:function} project_sequence")[1].split("``````")[0]
+    assert one.startswith("(x, projection, *, valid_lens=None, impl='auto')")
+    for part in (
+        "**Parameters**", "``valid_lens`` ``Tensor | None``\n: How many leading positions",
+        "**Returns**", "``Tensor``\n: ``[batch, (num_heads,) projected_len, dim]``",
+        "**Raises**", "``ValueError``\n: ", "**Example**\n\n```pycon\n>>> x = torch.tensor",
+        "**Reference.** Wang et al. (2020)",
+    ):  # fmt: skip
+        assert part in one
+
+
+def test_names_of_the_package_become_links_and_others_do_not() -> None:
+    text = "\n".join(api.render("linformer"))
+    assert "{py:obj}`LinformerBlock <attn_course.linformer.LinformerBlock>`" in text
+    assert "{py:obj}`embed_dim" not in text
+
+
+def test_a_function_that_is_called_as_its_module_is_found() -> None:
+    assert "{py:function} fit(model" in "\n".join(api.render("training"))
+
+
+def test_the_reference_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from tools import api; api.render('monotonic')"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("number", CHAPTERS)
+def test_a_chapter_links_to_the_reference_of_its_package(number: int) -> None:
+    from tools import notebooks
+
+    source = SOURCES / f"{number:02d}_{CHAPTERS[number]}.md"
+    (target,) = [to for made, to, _ in notebooks.targets(str(number)) if made == source]
+    badges = next(
+        cell.source for cell in notebooks.derive(source, target).cells if "Colab" in cell.source
+    )
+    assert f"[attn_course.{CHAPTERS[number]}](../book/api/{CHAPTERS[number]}.md)" in badges
