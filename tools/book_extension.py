@@ -27,6 +27,11 @@ MENDED = [
         r">([^<>]*)</a>(<details[^>]*>)<summary>",
         r'>\1</a>\2<summary aria-label="Pages of: \1">',
     ),
+    # What scrolls by itself must do so by keyboard.
+    (
+        r'<div class="pst-scrollable-table-container">',
+        '<div class="pst-scrollable-table-container" tabindex="0">',
+    ),
     # An entry of the bibliography is an item of its list: the role docutils gives is withdrawn.
     (r'(<div class="citation"[^>]*) role="doc-biblioentry"', r'\1 role="listitem"'),
     # A table's empty corner heads nothing.

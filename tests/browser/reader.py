@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -61,7 +61,7 @@ def decks() -> list[str]:
     return [path.relative_to(SITE).as_posix() for path in sorted(SITE.glob("slides/*.html"))]
 
 
-def each(edition: str, paths: list[str]) -> list[ParameterSet]:
+def each(edition: str, paths: Sequence[str]) -> list[ParameterSet]:
     """Parameters for pages, as an edition of the book and a path in it."""
     return [pytest.param((edition, path), id=f"{edition}:{path}") for path in paths]
 

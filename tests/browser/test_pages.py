@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import pairwise
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_headings_are_in_order(visit: Visit) -> None:
           .map(part => [Number(part.tagName[1]), part.textContent.trim()])"""
     )
     assert [level for level, _ in levels].count(1) == 1, as_lines(levels)
-    for (above, _), (level, title) in zip(levels, levels[1:], strict=False):
+    for (above, _), (level, title) in pairwise(levels):
         assert level <= above + 1, f"{title!r} is at level {level}, below one of level {above}"
 
 
@@ -176,7 +177,8 @@ def test_sliders_slide(visit: Visit, record_property: Count) -> None:
 
 def luminance(colour: tuple[int, int, int]) -> float:
     """Relative luminance, by WCAG 2."""
-    parts = [c / 12.92 if (c := n / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for n in colour]
+    shares = [number / 255 for number in colour]
+    parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
 
@@ -194,7 +196,8 @@ def test_figures_can_be_read_in_the_dark(visit: Visit, record_property: Count) -
             shot = Image.open(BytesIO(figure.screenshot())).convert("RGB")
             corners = [(x, y) for x in (14, shot.width - 15) for y in (14, shot.height - 15)]
             paper = min(luminance(shot.getpixel(corner)) for corner in corners)  # type: ignore[arg-type]
-            ink = min(luminance(colour) for _, colour in shot.getcolors(1 << 24))  # type: ignore[arg-type]
+            colours = shot.getcolors(1 << 24) or []
+            ink = min(luminance(colour) for _, colour in colours)  # type: ignore[arg-type]
             contrast = (paper + 0.05) / (ink + 0.05)
             assert contrast >= 7, f"{contrast:.1f}: {figure.get_attribute('alt')}"
     record_property("figures seen in the dark", seen)

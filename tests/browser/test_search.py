@@ -10,8 +10,9 @@ from tests.browser.reader import Visit, as_lines, each
 if reason := reader.lacking():
     pytest.skip(reason, allow_module_level=True)
 
+START = ["book/preface.html"]
 each_edition = pytest.mark.parametrize(
-    "opened", each("site", ["book/preface.html"]) + each("zip", ["book/preface.html"]), indirect=True
+    "opened", each("site", START) + each("zip", START), indirect=True
 )
 
 
