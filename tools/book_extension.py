@@ -1,14 +1,43 @@
-"""Sphinx extension of the book: what depends on the repository's address, and the reference."""
+"""Sphinx extension of the book: the address, captions, the reference, and mended pages."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 
 from tools.api import Api
 from tools.course import repository
+
+#: What the theme and its extensions write, and what the pages need instead. The tests in
+#: tests/browser fail where one of these is missing.
+MENDED = [
+    # A page opened from a file may not preload fonts, and the style sheet loads them anyway.
+    (r'<link rel="preload" as="font"[^>]*>\s*', ""),
+    # Thebe runs cells through a server, which the book does not use; its set-up comes twice.
+    (r"<script>const THEBE_JS_URL.*?</script>\s*", ""),
+    (r'<script[^>]*src="[^"]*sphinx-thebe\.js[^>]*></script>\s*', ""),
+    # For those who hear the page: what the side bar is, and what its arrows open.
+    (
+        r'<div class="bd-sidebar-primary bd-sidebar([^"]*)">',
+        r'<div class="bd-sidebar-primary bd-sidebar\1" role="navigation" aria-label="Book">',
+    ),
+    (
+        r">([^<>]*)</a>(<details[^>]*>)<summary>",
+        r'>\1</a>\2<summary aria-label="Pages of: \1">',
+    ),
+    # What scrolls by itself must do so by keyboard.
+    (
+        r'<div class="pst-scrollable-table-container">',
+        '<div class="pst-scrollable-table-container" tabindex="0">',
+    ),
+    # An entry of the bibliography is an item of its list: the role docutils gives is withdrawn.
+    (r'(<div class="citation"[^>]*) role="doc-biblioentry"', r'\1 role="listitem"'),
+    # A table's empty corner heads nothing.
+    (r'<th class="head( [^"]*)?">(?:<p>\s*</p>)?</th>', r'<td class="head\1"></td>'),
+]
 
 
 def _substitute(app: Any, config: Any) -> None:
@@ -23,9 +52,37 @@ def _mark_captions(app: Any, doctree: Any) -> None:
             paragraph["classes"].append("figure-text")
 
 
+def mend(page: str) -> str:
+    """Put right what the theme writes into a page.
+
+    Args:
+        page: HTML.
+
+    Returns:
+        The page with each pattern of ``MENDED`` replaced; mending twice changes nothing.
+
+    Example:
+        >>> mend('<table><th class="head"><p></p></th>')
+        '<table><td class="head"></td>'
+    """
+    for pattern, instead in MENDED:
+        page = re.sub(pattern, instead, page, flags=re.DOTALL)
+    return page
+
+
+def _mend_pages(app: Any, exception: Exception | None) -> None:
+    if exception or app.builder.name != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        if (mended := mend(page)) != page:
+            path.write_text(mended, encoding="utf-8")
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("api", Api)
     app.connect("config-inited", _substitute)
     app.connect("doctree-read", _mark_captions)
+    app.connect("build-finished", _mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -19,10 +19,12 @@ STEPS: list[tuple[str, list[str], float]] = [
     ("lint", ["-m", "ruff", "check", "."], 0.5),
     ("format", ["-m", "ruff", "format", "--check", "."], 0.5),
     ("types", ["-m", "mypy"], 2),
-    ("tests", [*PYTEST, "--durations=10"], 17),
+    ("tests", [*PYTEST, "--durations=10", "--ignore=tests/browser"], 17),
     ("notebooks", [*PYTEST, "--nbval", "--durations=10"], 35),
     ("book and slides", ["-m", "tools.book"], 3),
     ("slides fit", ["-m", "tools.slides", "--check"], 2),
+    # Tests in their order, page by page, so that a page is opened once for all of its tests.
+    ("browser", [*PYTEST, "--dist", "load", "-rs", "tests/browser"], 4),
 ]
 
 

@@ -84,21 +84,30 @@ def members() -> Iterator[tuple[Path, str]]:
         yield ROOT / name, name
 
 
-def main() -> int:
-    """Build the book, then the zip, aside and then moved into place."""
-    status = book.main()
-    if status:
-        return status
-    top = f"attn-course-{attn_course.__version__}"
-    target = ROOT / "dist" / f"{top}-offline.zip"
-    target.parent.mkdir(exist_ok=True)
+def top() -> str:
+    """The folder that the zip unpacks to."""
+    return f"attn-course-{attn_course.__version__}"
+
+
+def pack(target: Path) -> Path:
+    """Write the zip of what is built, aside and then moved into place.
+
+    Args:
+        target: The file.
+
+    Returns:
+        The same.
+
+    Raises:
+        OSError: The file cannot be read back.
+    """
     aside = target.with_suffix(".part")
     with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{top}/READ-ME-FIRST.txt", FIRST)
+        archive.writestr(f"{top()}/READ-ME-FIRST.txt", FIRST)
         for path, name in members():
-            archive.write(path, f"{top}/{name}")
+            archive.write(path, f"{top()}/{name}")
         for name, text in [*licences(), *mathjax()]:
-            archive.writestr(f"{top}/licences/{name}", text)
+            archive.writestr(f"{top()}/licences/{name}", text)
     with zipfile.ZipFile(aside) as archive:
         broken = archive.testzip()
         count = len(archive.namelist())
@@ -106,6 +115,17 @@ def main() -> int:
         raise OSError(f"{aside} is damaged at {broken}.")
     os.replace(aside, target)
     print(f"\n{target}: {count} files, {target.stat().st_size / 1e6:.1f} MB")
+    return target
+
+
+def main() -> int:
+    """Build the book, then the zip."""
+    status = book.main()
+    if status:
+        return status
+    target = ROOT / "dist" / f"{top()}-offline.zip"
+    target.parent.mkdir(exist_ok=True)
+    pack(target)
     return 0
 
 

@@ -206,9 +206,9 @@ def print_pdf(page: Path) -> Path:
 
 
 # Shows every slide in turn and notes what does not fit, what is too small, what is missing.
+# A function for the browser: the tests call it in theirs.
 MEASURE = """
-<script>
-window.addEventListener("load", async () => {
+async () => {
   if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
   await document.fonts.ready;
   Reveal.configure({transition: "none", backgroundTransition: "none"});
@@ -233,11 +233,18 @@ window.addEventListener("load", async () => {
     report.push({number: number + 1, title, right: Math.round(right), bottom: Math.round(bottom),
                  smallest, pictures});
   });
+  return report;
+}
+"""
+
+REPORT = f"""
+<script>
+window.addEventListener("load", async () => {{
   const out = document.createElement("pre");
   out.id = "slide-report";
-  out.textContent = JSON.stringify(report);
+  out.textContent = JSON.stringify(await ({MEASURE})());
   document.body.append(out);
-});
+}});
 </script>
 """
 
@@ -255,7 +262,7 @@ def measure(page: Path) -> list[dict[str, Any]]:
     Raises:
         SlidesError: The browser did not report.
     """
-    text = page.read_text(encoding="utf-8").replace("</body>", f"{MEASURE}</body>")
+    text = page.read_text(encoding="utf-8").replace("</body>", f"{REPORT}</body>")
     copy = page.with_name(f"{page.stem}-measured.html")
     copy.write_text(text, encoding="utf-8")
     try:
