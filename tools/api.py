@@ -213,7 +213,30 @@ def _linked(text: str, item: griffe.Object, package: str) -> list[str]:
             return match[0]
         return f"{{py:obj}}`{name} <attn_course.{home}.{name}>`"
 
-    return re.sub(r"``([A-Za-z_]\w*)``", link, text).splitlines()
+    return re.sub(r"``([A-Za-z_]\w*)``", link, TABLE.sub(_as_list, text)).splitlines()
+
+
+#: A table as docstrings draw it: lines of equals signs, and between them rows of cells.
+TABLE = re.compile(r"^(=+(?: +=+)+)\n(?:(.*)\n\1\n)?((?:.*\n)+?)\1$", re.MULTILINE)
+
+
+def _as_list(match: re.Match[str]) -> str:
+    """The table as a list: Markdown has no such tables, and a phone no room for one."""
+    starts = [border.start() for border in re.finditer("=+", match[1])]
+    spans = list(zip(starts, [*starts[1:], None], strict=True))
+    rows: list[list[str]] = []
+    for line in match[3].splitlines():
+        cells = [line[start:stop].strip() for start, stop in spans]
+        if cells[0]:
+            rows.append(cells)
+        else:  # the row before goes on
+            rows[-1] = [f"{a} {b}".strip() for a, b in zip(rows[-1], cells, strict=True)]
+    head = match[2] or ""
+    heads = [f"*{text}:* " if (text := head[start:stop].strip()) else "" for start, stop in spans]
+    return "\n".join(
+        f"- {name}: {'. '.join(a + b for a, b in zip(heads[1:], rest, strict=True))}"
+        for name, *rest in rows
+    )
 
 
 def _constant(item: griffe.Object) -> list[str]:

@@ -68,6 +68,16 @@ def test_names_of_the_package_become_links_and_others_do_not() -> None:
     assert "{py:obj}`embed_dim" not in text
 
 
+def test_tables_become_lists_whose_lines_stay_together() -> None:
+    for package in api.packages():
+        assert "====" not in "\n".join(api.render(package)), package
+    text = "\n".join(api.render("kernel_regression"))
+    assert "\n  - ``blocked``: PyTorch, a block of queries at a time; O(n + m) memory\n" in text
+    assert "\n  - ``auto``: with ``need_weights`` or up to 2^20 pairs on a CPU ``ref" in text
+    with_heads = "\n".join(api.render("monotonic"))
+    assert "*a step of p, a step of q:* next key, with the same query; next key, with" in with_heads
+
+
 def test_a_function_that_is_called_as_its_module_is_found() -> None:
     assert "{py:function} fit(model" in "\n".join(api.render("training"))
 
