@@ -162,6 +162,10 @@ class Visit:
         self.page.wait_for_function(
             "name => document.documentElement.dataset.theme === name", arg=name
         )
+        # colours fade from one to the other
+        self.page.evaluate(
+            "() => Promise.allSettled(document.getAnimations().map(fade => fade.finished))"
+        )
 
     @contextmanager
     def unfolded(self) -> Iterator[None]:

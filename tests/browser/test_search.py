@@ -19,7 +19,9 @@ each_edition = pytest.mark.parametrize(
 @each_edition
 def test_the_front_door_leads_in(visit: Visit) -> None:
     visit.page.goto((visit.root / "index.html").as_uri())
-    visit.page.wait_for_url("**/book/index.html")
+    within = visit.root / "book" / "index.html"
+    visit.page.wait_for_url(within.as_uri(), wait_until="load")
+    visit.settle()
 
 
 @each_edition
