@@ -30,11 +30,14 @@ class Accesses:
         recorded: Whether anything was recorded; a GPU does not tell.
         loads: Each load: the program's index in the grid, and the addresses read.
         stores: Each store or atomic operation, likewise.
+        scans: How often a program scanned, sums and products included; None if nobody
+            could count.
     """
 
     recorded: bool = False
     loads: list[tuple[tuple[int, ...], list[int]]] = field(default_factory=list)
     stores: list[tuple[tuple[int, ...], list[int]]] = field(default_factory=list)
+    scans: int | None = None
 
     def writers(self, tensor: Tensor) -> list[list[tuple[int, ...]]]:
         """The programs that wrote each element of a contiguous tensor.
@@ -80,7 +83,9 @@ def watch() -> Iterator[Accesses]:
     """
     accesses = Accesses()
     runtime = getattr(_triton.triton, "runtime", None)
-    builder = getattr(getattr(runtime, "interpreter", None), "interpreter_builder", None)
+    interpreter = getattr(runtime, "interpreter", None)
+    builder = getattr(interpreter, "interpreter_builder", None)
+    scanner = getattr(interpreter, "ScanOps", None)
     names = {
         "create_masked_load": (accesses.loads, 1),
         "create_masked_store": (accesses.stores, 2),
@@ -109,8 +114,19 @@ def watch() -> Iterator[Accesses]:
 
         return wrapper
 
+    def counting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            accesses.scans = (accesses.scans or 0) + 1
+            return original(*args)
+
+        return wrapper
+
     wrappers = {name: recording(name) for name in names}
     accesses.recorded = True
+    scan = getattr(scanner, "apply_impl", None)
+    if scanner and scan:
+        accesses.scans = 0
+        scanner.apply_impl = counting(scan)
     try:
         for name, wrapper in wrappers.items():
             setattr(builder, name, wrapper)
@@ -119,5 +135,7 @@ def watch() -> Iterator[Accesses]:
             warnings.simplefilter("ignore", RuntimeWarning)
             yield accesses
     finally:
+        if scanner and scan:
+            scanner.apply_impl = scan
         for name in wrappers:
             delattr(builder, name)

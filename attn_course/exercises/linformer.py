@@ -65,12 +65,14 @@ from attn_course.exercises.linformer_mistakes import (
     _MEASURED_MISTAKES,
     _NEEDED_MISTAKES,
     _NOT_A_TABLE,
+    _NOT_DRAWN,
     _NOTHING_STORED,
     _ONE_ANSWER,
     _ONE_DRAW,
     _PADDED_MISTAKES,
     _PYTORCH,
     _RACE,
+    _REACHES_PAST,
     _READS_PAST,
     _SPLIT_MISTAKES,
     _SPREAD_MISTAKES,
@@ -240,6 +242,8 @@ def check_distances(
         rtol=1e-6,
     )
 
+    found: dict[int, list[Tensor]] = {}
+
     def outcome(case: Case) -> Outcome:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -249,6 +253,11 @@ def check_distances(
         got = attempt.tensor(measured, result, [2], describe(case.inputs))
         if abs(float(got[1])) < 1e-4 * abs(float(got[0])):
             attempt.fail(_ONE_DRAW, measured)
+        # Even a generator that starts alike each time finds other numbers for other points.
+        alike = found.setdefault(case.inputs["k"], [])
+        if any(torch.equal(got, other) for other in alike):
+            attempt.fail(_NOT_DRAWN, measured)
+        alike.append(got)
         return Outcome.of(case, _measured, got)
 
     note = "(The mean, and the standard deviation.)"
@@ -329,7 +338,7 @@ def check_split(attempt: Attempt, kernel: Any, project: Callable[..., Tensor]) -
         inputs = [guarded.tensor for guarded in given]
         if products.multiplied:
             attempt.fail(f"{_PYTORCH}\n{seen}", project)
-        _look_at(attempt, kernel, accesses, inputs, products.made, seen)
+        _look_at(attempt, kernel, accesses, inputs, products.made, PARTS * k * d, seen)
         look_at_inputs(attempt, project, given, seen)
         alone.extend(f"{said}\n{seen}" for said in _alone(accesses, inputs[1], block_n))
         if isinstance(result, Tensor) and result.ndim == 3 and result.shape[1:] == (k, d):
@@ -358,9 +367,13 @@ def _look_at(
     accesses: Accesses,
     inputs: list[Tensor],
     made: list[Tensor],
+    size: int,
     seen: str,
 ) -> None:
-    """Fail unless programs read and write known memory, each place one program's own."""
+    """Fail unless programs read and write known memory, each place one program's own.
+
+    ``size`` is how many numbers all parts have together.
+    """
     if not accesses.recorded:
         return
     if not accesses.stores:
@@ -377,10 +390,24 @@ def _look_at(
             first = owner.setdefault(address, program)
             if first != program:
                 both = [p[:2] for p in (first, program)]
-                attempt.fail(f"{_RACE.format(*both)}\n{seen}", kernel)
+                said = _REACHES_PAST if _unmasked(accesses, (first, program), size) else _RACE
+                attempt.fail(f"{said.format(*both)}\n{seen}", kernel)
     for tensor, (start, stop) in zip(known, spans, strict=True):
         if tensor.element_size() < 4 and any(start <= address < stop for address in owner):
             attempt.fail(f"{_HALF}\n{seen}", kernel)
+
+
+def _unmasked(accesses: Accesses, both: tuple[Any, Any], size: int) -> bool:
+    """Whether two programs meet because stores write more than there is to be written.
+
+    Programs that take one place for their own write the same addresses, or no more than
+    ``size`` all together.
+    """
+    written: dict[tuple[int, ...], set[int]] = {}
+    for program, addresses in accesses.stores:
+        written.setdefault(program, set()).update(addresses)
+    one, other = (written[program] for program in both)
+    return one != other and sum(map(len, written.values())) > size
 
 
 def _alone(accesses: Accesses, x: Tensor, block: int) -> list[str]:

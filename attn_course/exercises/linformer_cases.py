@@ -119,6 +119,7 @@ class Suspect(nn.Module):
         dropout: Of the output, while training.
         centred: Whether the mean of each position's columns is taken away first.
         silent: Whether the first column of the output is always 0.
+        balanced: Whether each output's last eight columns are the first eight, negative.
     """
 
     def __init__(
@@ -130,10 +131,12 @@ class Suspect(nn.Module):
         dropout: float = 0.0,
         centred: bool = False,
         silent: bool = False,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         random = _random(seed)
-        self.kind, self.dropout, self.centred, self.silent = kind, dropout, centred, silent
+        self.kind, self.dropout, self.centred = kind, dropout, centred
+        self.silent, self.balanced = silent, balanced
         self.maps = [random(_WIDTH, _WIDTH).double() / _WIDTH**0.5 for _ in range(3)]
         self.slots = max(1, n // 2)
         self.E = random(self.slots, n).double()
@@ -151,6 +154,8 @@ class Suspect(nn.Module):
         seen = place <= place[:, None]
         if self.kind == "one step ahead":
             seen = place <= place[:, None] + 1
+        elif self.kind == "itself and two ahead":
+            seen = (place == place[:, None]) | (place == place[:, None] + 2)
         elif self.kind == "triangle on n x k":
             seen = torch.arange(self.slots) <= place[:, None]
             k, v = self.E @ k, self.E @ v
@@ -171,6 +176,9 @@ class Suspect(nn.Module):
         output = scores.softmax(1) @ v
         if self.silent:
             output = output * (torch.arange(_WIDTH) > 0)
+        if self.balanced:
+            half = output[:, : _WIDTH // 2]
+            output = torch.cat([half, -half], 1)
         return F.dropout(output, self.dropout, self.training).to(x.dtype)
 
     def __repr__(self) -> str:
@@ -187,16 +195,22 @@ def _moved(
     layer: Suspect,
     x: Tensor,
     change: Callable[[Tensor, int], Tensor],
-    column: int | None = None,
+    look: Callable[[Tensor], Tensor] = lambda output: output,
 ) -> Tensor:
-    """Entry i, j: whether output i moves if input j is changed; without dropout."""
+    """Entry i, j: whether output i moves if input j is changed; without dropout.
+
+    Args:
+        layer: Maps ``[n, 16]`` to ``[n, 16]``.
+        x: Its inputs.
+        change: (inputs, j) -> changed inputs.
+        look: What is looked at of how far the outputs have moved, ``[n, ...]``.
+    """
     training = layer.training
     layer.eval()
     before, columns = layer(x), []
     for j in range(len(x)):
-        after = layer(change(x, j))
-        off = (after - before).abs() > 1e-9
-        columns.append(off.any(1) if column is None else off[:, column])
+        off = look(layer(change(x, j)) - before).abs() > 1e-9
+        columns.append(off.reshape(len(x), -1).any(1))
     layer.train(training)
     return torch.stack(columns, 1)
 
@@ -231,6 +245,8 @@ _LEAK_CASES = (
     _suspected("a leak, first columns that stay 0", "one step ahead", 5, 37, silent=True),
     _suspected("a leak, in training", "own block", 8, 38, True, dropout=0.5),
     _suspected("a plain causal layer", "causal", 5, 39),
+    _suspected("a layer that sees itself and two ahead", "itself and two ahead", 6, 41),
+    _suspected("a leak, columns that cancel", "one step ahead", 5, 42, balanced=True),
     _suspected("one position", "causal", 1, 40),
 )
 
@@ -302,13 +318,23 @@ def _measured(x: Tensor, y: Tensor, k: int, draws: int) -> Tensor:
 def _points(name: str, n: int, k: int, seed: int, draws: int = 1500) -> Case:
     random = _random(seed)
     x, y = random(n) + 1, random(n) + 1
+    if "x the origin" in name:
+        x = torch.zeros(n)
+    if "y the origin" in name:
+        y = torch.zeros(n)
+    if "opposite" in name:
+        y = -x
     return Case(name, {"x": x, "y": y, "k": k, "draws": draws})
 
 
+# Those with the same k differ in their points alone.
 _MEASURED_CASES = (
     _points("20 numbers in 8", 20, 8, 50),
     _points("60 numbers in 5", 60, 5, 51),
     _points("7 numbers in 16", 7, 16, 52),
+    _points("12 numbers in 8, x the origin", 12, 8, 53),
+    _points("12 numbers in 8, y the origin", 12, 8, 54),
+    _points("12 numbers in 8, y opposite to x", 12, 8, 55),
 )
 
 

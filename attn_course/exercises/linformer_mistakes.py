@@ -56,7 +56,7 @@ def _attended(
     queries: Way = _unchanged,
     *,
     use: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = lambda E, F_: (E, F_),
-    scale: Callable[..., float] = lambda d, n, k: d**-0.5,
+    scale: Callable[..., float] = lambda d, n, k, c: d**-0.5,
     axis: int = 1,
 ) -> Callable[..., Tensor]:
     """Linformer with something else for one of its parts."""
@@ -64,7 +64,7 @@ def _attended(
     def answer(query: Tensor, key: Tensor, value: Tensor, E: Tensor, F_: Tensor) -> Tensor:
         (k, n), d = E.shape, query.shape[1]
         first, second = use(E, F_)
-        scores = queries(first, query) @ keys(first, key).T * scale(d, n, k)
+        scores = queries(first, query) @ keys(first, key).T * scale(d, n, k, value.shape[1])
         return scores.softmax(axis) @ values(second, value)
 
     return answer
@@ -119,11 +119,12 @@ _LINFORMER_MISTAKES = (
     ),
     Mistake(
         "the scale is another one. What is summed over in a score of a query and a slot: columns, "
-        "positions or slots?",
+        "positions or slots? And are they the columns of values?",
         (
-            _attended(scale=lambda d, n, k: 1.0),
-            _attended(scale=lambda d, n, k: k**-0.5),
-            _attended(scale=lambda d, n, k: n**-0.5),
+            _attended(scale=lambda d, n, k, c: 1.0),
+            _attended(scale=lambda d, n, k, c: k**-0.5),
+            _attended(scale=lambda d, n, k, c: n**-0.5),
+            _attended(scale=lambda d, n, k, c: c**-0.5),
         ),
     ),
     Mistake(
@@ -185,6 +186,7 @@ def _item_by_item(
     slot_values: Clear = _keep,
     hidden: Callable[[int, int, int], int] = lambda count, n, k: k,
     lengths: Callable[[Tensor], Tensor] = lambda lens: lens,
+    axis: int = 1,
 ) -> Callable[..., Tensor]:
     """Linformer with something else done to padding.
 
@@ -195,6 +197,7 @@ def _item_by_item(
         slot_values: and of values, as if they were positions.
         hidden: Slots from this one on are hidden from softmax.
         lengths: What the lengths are taken for.
+        axis: Of the softmax, of ``[m, k]``.
     """
 
     def answer(
@@ -206,7 +209,7 @@ def _item_by_item(
             slots = slot_keys(E @ keys(one, count), count)
             scores = q @ slots.T / q.shape[1] ** 0.5
             seen = torch.arange(k) < hidden(count, n, k)
-            weights = scores.masked_fill(~seen, -torch.inf).softmax(1)
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(axis)
             answers.append(weights @ slot_values(F_ @ values(other, count), count))
         return torch.stack(answers)
 
@@ -294,6 +297,15 @@ _PADDED_MISTAKES = (
             _item_by_item(_from_the_end, _from_the_end),
         ),
     ),
+    Mistake(
+        "softmax runs over the queries: with a batch in front, slots are the *last* axis of "
+        "[batch, m, k], and not axis 1.",
+        (
+            _item_by_item(axis=0),
+            _item_by_item(_keep, _keep, axis=0),
+            _item_by_item(_multiplied, _multiplied, axis=0),
+        ),
+    ),
 )
 
 
@@ -326,10 +338,17 @@ def _piled_later(x: Tensor, j: int) -> Tensor:
     return x
 
 
+def _from_there_on(x: Tensor, j: int) -> Tensor:
+    """Rows j and all later ones are other ones."""
+    for i in range(j, len(x)):
+        x = _anything(x, i)
+    return x
+
+
 def _seen_from(
-    change: Callable[[Tensor, int], Tensor], column: int | None = None
+    change: Callable[[Tensor, int], Tensor], look: Callable[[Tensor], Tensor] = lambda off: off
 ) -> Callable[..., Tensor]:
-    return lambda layer, x: _moved(layer, x, change, column).triu(1)
+    return lambda layer, x: _moved(layer, x, change, look).triu(1)
 
 
 def _part(of: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -406,13 +425,23 @@ _LEAK_MISTAKES = (
         (_part(lambda moved: moved), _part(lambda moved: moved.triu(0))),
     ),
     Mistake(
-        "the table is transposed: rows are outputs, columns are the inputs that were changed.",
-        (_part(lambda moved: moved.triu(1).T),),
+        "the table lies on its side: rows are outputs, columns are the inputs that were changed.",
+        (
+            _part(lambda moved: moved.triu(1).T),
+            _part(lambda moved: moved.T),
+            _part(lambda moved: moved.T.triu(1)),
+            _part(lambda moved: moved.T.triu(0)),
+        ),
     ),
     Mistake(
         "changes pile up: position j is changed, and those before it still are. An output may see "
         "*them*. Does each round begin with the input as it was given?",
         (_seen_from(_piled), _seen_from(_piled_later)),
+    ),
+    Mistake(
+        "position j and all after it are changed: whose change did output i hear? One round, one "
+        "position.",
+        (_seen_from(_from_there_on),),
     ),
     Mistake(
         "a position is set to 0 or multiplied, and where zeros stand already nothing changes. "
@@ -427,7 +456,15 @@ _LEAK_MISTAKES = (
     Mistake(
         "one column of the outputs is looked at, and here it is always 0. An output has moved if "
         "any of its columns has.",
-        (_seen_from(_anything, 0),),
+        (_seen_from(_anything, lambda off: off[:, 0]),),
+    ),
+    Mistake(
+        "only sums of columns are compared: what one column gains another may lose. An output has "
+        "moved if any of its columns has.",
+        (
+            _seen_from(_anything, lambda off: off.sum(1)),
+            _seen_from(_one_more, lambda off: off.sum(1)),
+        ),
     ),
     Mistake(
         "nothing leaks, says the table, whichever layer it is. Is the change there when the layer "
@@ -514,7 +551,7 @@ def _bound(
     *,
     log: Callable[[float], float] = math.log,
     rate: Callable[[float], float] = lambda error: (error**2 - error**3) / 4,
-    whole: Callable[[float], int] = math.ceil,
+    whole: Callable[[float], float] = math.ceil,
 ) -> Callable[..., Tensor]:
     """The least k with terms(points) exp(-rate k) <= failure, in other words."""
 
@@ -547,6 +584,11 @@ _NEEDED_MISTAKES = (
         "the 2 before the exponential is forgotten: a distance may come out too long, or too "
         "short.",
         (_bound(lambda points: points * (points - 1) / 2),),
+    ),
+    Mistake(
+        "k is not rounded: there are no half slots. Which whole number is the least for which the "
+        "bound holds?",
+        (_bound(whole=lambda k: k),),
     ),
     Mistake(
         "k is rounded down. Does the bound still hold there?",
@@ -598,7 +640,27 @@ def _rooted(k: int) -> float:
     return math.sqrt(2 / k) * math.exp(math.lgamma((k + 1) / 2) - math.lgamma(k / 2))
 
 
+def _of(z: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """What becomes of the length of z, with the ratio 0/0 if it has none."""
+
+    def answer(x: Tensor, y: Tensor, k: int, draws: int) -> Tensor:
+        nothing = torch.full((2,), torch.nan, dtype=torch.float64)
+        return torch.stack([_number(1.0), _spread(k, 0)]) if z(x, y).any() else nothing
+
+    return answer
+
+
 _MEASURED_MISTAKES = (
+    Mistake(
+        "this is what becomes of the length of *one* of the points: that is 1 on average, too, "
+        "until the point is the origin. Whose length is a distance?",
+        (_of(lambda x, y: x), _of(lambda x, y: y)),
+    ),
+    Mistake(
+        "the points are added: where y = -x nothing is left, and they are far apart. Whose length "
+        "is a distance?",
+        (_of(lambda x, y: x + y),),
+    ),
     Mistake(
         "the entries of R have variance 1/n. Then distances shrink by k/n, on average: how many "
         "squares are added up in the length of Rz, and what must each be worth?",
@@ -645,6 +707,10 @@ _MEASURED_MISTAKES = (
     ),
 )
 
+_NOT_DRAWN = (
+    "two pairs of points gave the same two numbers, to the last digit. What chance says is never "
+    "twice the same: is R drawn at all? `measured` is to find out what `spread` derives."
+)
 _ONE_DRAW = (
     "all the draws gave the same number: R is drawn once. Then chance was asked once, too: which "
     "line belongs inside of the loop?"
@@ -807,7 +873,7 @@ _SPLIT_MISTAKES = (
     Mistake(
         "the last positions are lost: the length is divided by four and rounded down. With 37 "
         "positions in four parts, how long must a part be, so that none is left over?",
-        (_over(_own, lambda n: n // PARTS),),
+        (_over(_own, lambda n: n // PARTS), _over(_own, lambda n: max(n // PARTS, 1))),
     ),
     Mistake(
         "positions at the end of a stretch are added up twice: by the part that they belong to, "
@@ -893,6 +959,10 @@ _RACE = (
     "another, and it may come out right. On a GPU they run at once: with `tl.store` one of the "
     "two sums is lost, and with `tl.atomic_add` the order of the additions changes from run to "
     "run, and with it the last digits. Which place could be each program's own?"
+)
+_REACHES_PAST = (
+    "a tile reaches past its last slot, or past its last column: program {0} and program {1} write "
+    "to the same place, which is one's own and the other's overhang. Does the store have a mask?"
 )
 _NOTHING_STORED = "nothing is stored: is the kernel launched, and does it store its part?"
 _READS_PAST = (

@@ -264,7 +264,7 @@ _PROBABILITY_CASES = (
     _said("two characters", 4, 3, [2, 1], 41),
     _said("one character", 4, 3, [1], 42),
     _said("three characters", 5, 4, [3, 1, 3], 43),
-    _said("no character", 3, 3, [], 44),
+    _said("no character", 2, 3, [], 44),
     _said("a label that just fits", 3, 3, [2, 2], 45),
     _said("a label that does not fit", 2, 3, [1, 1], 46),
     _said("one step", 1, 3, [2], 47),

@@ -258,6 +258,16 @@ _UNLOOP_MISTAKES = (
         ),
     ),
     Mistake(
+        "queries and memory have changed places: steps of the *memory* ask the states. Rows of the "
+        "weights belong to those who ask: which of the two stands first in H M^T?",
+        (
+            _looked_up(query=_remember, keys=_states, beside=_states),
+            _looked_up(query=_remember, keys=_states, values=_states, beside=_states),
+            _looked_up(query=_remember, keys=_states),
+            _looked_up(query=_remember, keys=_states, values=_states),
+        ),
+    ),
+    Mistake(
         "the wrong query: each step looks up with the state of the step before. `rnn2` reads step "
         "t first, and then its new state asks.",
         (
@@ -669,6 +679,15 @@ _COLLAPSE_MISTAKES = (
         ),
     ),
     Mistake(
+        "the first step is compared with the last: index -1 is the end of a list. What does the "
+        "first step repeat?",
+        (
+            _read_as(
+                lambda path: [step for i, step in enumerate(path) if step not in (path[i - 1], 0)]
+            ),
+        ),
+    ),
+    Mistake(
         "the last character is lost: a run that ends with the path has no step after it that would "
         "tell.",
         (
@@ -734,7 +753,26 @@ def _combinations(kind: Callable[[Any, int], Any]) -> Callable[[int, int], Any]:
     return lambda steps, classes: list(kind(range(classes), steps))
 
 
+def _all_classes_at_all_steps(probs: Tensor, label: list[int]) -> Tensor:
+    """Each path's product over whole columns."""
+    paths = [list(path) for path in _paths(*probs.shape) if _read(path) == list(label)]
+    return sum((probs[:, path].prod() for path in paths), probs.new_zeros(()))
+
+
+def _nothing_for_nothing(probs: Tensor, label: list[int]) -> Tensor:
+    return _sum_over()(probs, label) if label else probs.new_zeros(())
+
+
 _PROBABILITY_MISTAKES = (
+    Mistake(
+        "the product runs over *all* steps for each class of the path; wanted is one number a "
+        "step: `probs[range(steps), path]`.",
+        (_all_classes_at_all_steps,),
+    ),
+    Mistake(
+        "the empty label has the probability 0. Which path says nothing at all?",
+        (_nothing_for_nothing,),
+    ),
     Mistake(
         "the best path stands in place of the sum. Many paths say the same text, and each has a "
         "part in its probability.",
@@ -850,7 +888,33 @@ def _by_rule(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return answer
 
 
+def _looped(first: int, last: int, n: int, window: int, dilation: int, *, wraps: bool) -> Tensor:
+    """Steps from -window + first to window - last; below 0 from the end, as Python has it."""
+    table = torch.zeros(n, n, dtype=torch.float64)
+    for i in range(n):
+        for step in range(-window + first, window + 1 - last):
+            if (-n if wraps else 0) <= (j := i + step * dilation) < n:
+                table[i, j] = 1
+    return table
+
+
 _SLIDING_MISTAKES = (
+    Mistake(
+        "a key before the first is counted from the end: index -1 is the last one. Which `j` are "
+        "keys?",
+        (
+            lambda n, window, dilation: _looped(0, 0, n, window, dilation, wraps=True),
+            lambda n, window, dilation: _looped(0, 1, n, window, dilation, wraps=True),
+        ),
+    ),
+    Mistake(
+        "one side is a step short: `range` does not reach its end. With a window of 2, which steps "
+        "from -2 on are there?",
+        (
+            lambda n, window, dilation: _looped(0, 1, n, window, dilation, wraps=False),
+            lambda n, window, dilation: _looped(1, 0, n, window, dilation, wraps=False),
+        ),
+    ),
     Mistake(
         "the window has one side: a step sees those before it, or those after it. How many keys "
         "does a step in the middle see, with a window of 3?",
@@ -1075,6 +1139,11 @@ def _tight(t: int, n: int, left: int, right: int, bm: int, bn: int) -> tuple[int
     return t * bm - left, min((t + 1) * bm, n) + right
 
 
+def _rounded_to_zero(t: int, n: int, left: int, right: int, bm: int, bn: int) -> tuple[int, int]:
+    """A kernel's `//` rounds a negative number up, where Python's rounds it down."""
+    return int((t * bm - left) / bn) * bn, min((t + 1) * bm, n) + right
+
+
 def _in_window(ahead: Tensor, left: int, right: int) -> Tensor:
     return (ahead >= -left) & (ahead <= right)
 
@@ -1284,8 +1353,11 @@ _WINDOW_MISTAKES = (
         "is 0, and e^0 = 1: which lanes of the last tile are keys?",
         (
             _visiting(tail=False),
-            _visiting(head=False),
-            _visiting(tail=False, head=False),
+            *(
+                _visiting(bounds, head=False, tail=tail)
+                for bounds in (_tight, _rounded_to_zero)
+                for tail in (True, False)
+            ),
         ),
     ),
     Mistake(
@@ -1405,6 +1477,9 @@ _COUNT_MISTAKES = (
                 lambda t, n, left, right, bm, bn: (
                     _end(t, n, left, right, bm, bn) - (t * bm - left) // bn
                 )
+            ),
+            _counts(
+                lambda t, n, *rest: _end(t, n, *rest) - _rounded_to_zero(t, n, *rest)[0] // rest[3]
             ),
             _counts(
                 lambda t, n, left, right, bm, bn: (

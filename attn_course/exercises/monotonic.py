@@ -71,6 +71,7 @@ from attn_course.exercises.monotonic_mistakes import (
     _LOOKS_BACK,
     _MISSED,
     _NO_PAIR,
+    _NO_SCAN,
     _NO_STOPS,
     _NOT_A_TABLE,
     _ONE_ANSWER,
@@ -392,4 +393,6 @@ def _unlike_a_scan(accesses: Accesses, output: Tensor, n: int, block: int) -> st
     if any(first <= address < stop for _, addresses in accesses.loads for address in addresses):
         return _READS_BACK
     most = max((len(addresses) for _, addresses in accesses.loads), default=0)
-    return _SERIAL if most == 1 < min(n, block) else ""
+    if most == 1 < min(n, block):
+        return _SERIAL
+    return _NO_SCAN if accesses.scans == 0 and min(n, block) > 1 else ""

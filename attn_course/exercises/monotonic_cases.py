@@ -313,9 +313,11 @@ _SUSPECTS = {"A": "one query ahead", "B": "causal", "C": "posterior", "D": "colu
 class Weights:
     """Turns logits ``[queries, keys]`` into weights of the same shape, perhaps with a leak.
 
+    They have gradients where the logits ask for them.
+
     Args:
         kind: ``"visits"``, ``"stops"`` or ``"softmax"``, which are causal; ``"one-to-many"``,
-            a posterior; or the name of a fault.
+            a posterior; ``"itself and two ahead"``; or the name of a fault.
         centred: Whether the mean of each query's logits is taken away first.
         silent: A key that always has the weight 0, if any.
     """
@@ -331,6 +333,7 @@ class Weights:
             x = x - x.mean(1, keepdim=True)
         weights = self._weigh(x)
         if self.silent is not None:
+            weights = weights.clone()
             weights[:, self.silent] = 0
         return weights.to(logits.dtype)
 
@@ -342,6 +345,8 @@ class Weights:
         if self.kind == "softmax":
             return x.softmax(1)
         p, q = x.sigmoid(), (-x).sigmoid()
+        if self.kind == "itself and two ahead":
+            return p * torch.cat([p[2:], torch.ones_like(p[:2])])
         steps = ONE if self.kind == "one-to-many" else MANY
         phi = _swept(p, q, steps)
         if self.kind == "stops":
@@ -356,47 +361,62 @@ class Weights:
         return phi
 
 
+def _cells(x: Tensor) -> list[list[Any]]:
+    """Plain numbers, which are faster; tensors where a gradient is asked for."""
+    return [list(row) for row in x] if x.requires_grad else x.tolist()
+
+
+def _of_cells(rows: list[list[Any]], like: Tensor) -> Tensor:
+    if not like.requires_grad:
+        return _table(rows)
+    return torch.stack([torch.stack([torch.as_tensor(x).to(like) for x in row]) for row in rows])
+
+
 def _swept(p: Tensor, q: Tensor, steps: Steps) -> Tensor:
-    """Visit probabilities by their recurrence, in plain numbers."""
+    """Visit probabilities by their recurrence."""
     rows, columns = p.shape
-    chances = p.tolist(), q.tolist()
-    phi = [[0.0] * columns for _ in range(rows)]
+    chances = _cells(p), _cells(q)
+    phi: list[list[Any]] = [[0.0] * columns for _ in range(rows)]
     for i in range(rows):
         for j in range(columns):
             phi[i][j] = float(i == j == 0)
             for chance, (down, right) in zip(chances, steps, strict=True):
                 if i >= down and j >= right:
-                    phi[i][j] += phi[i - down][j - right] * chance[i - down][j - right]
-    return _table(phi)
+                    come = phi[i - down][j - right] * chance[i - down][j - right]
+                    phi[i][j] = phi[i][j] + come
+    return _of_cells(phi, p)
 
 
 def _arriving(p: Tensor, q: Tensor, steps: Steps) -> Tensor:
     """The probability of getting from each node to the far corner."""
     rows, columns = p.shape
-    chances = p.tolist(), q.tolist()
-    ahead = [[0.0] * columns for _ in range(rows)]
+    chances = _cells(p), _cells(q)
+    ahead: list[list[Any]] = [[0.0] * columns for _ in range(rows)]
     for i in reversed(range(rows)):
         for j in reversed(range(columns)):
             ahead[i][j] = float((i, j) == (rows - 1, columns - 1))
             for chance, (down, right) in zip(chances, steps, strict=True):
                 if i + down < rows and j + right < columns:
-                    ahead[i][j] += chance[i][j] * ahead[i + down][j + right]
-    return _table(ahead)
+                    ahead[i][j] = ahead[i][j] + chance[i][j] * ahead[i + down][j + right]
+    return _of_cells(ahead, p)
 
 
 def _next_one_stops(p: Tensor, q: Tensor) -> Tensor:
     """The probability that, from each node, this query and the next one both stop in time."""
     rows, columns = p.shape
-    ahead = torch.zeros(rows, columns + 1, dtype=torch.float64)
+    going, stopping = _cells(p), _cells(q)
+    found: list[list[Any]] = []
     for i in range(rows):
-        stops = torch.ones(columns + 1, dtype=torch.float64)
+        stops: list[Any] = [1.0] * (columns + 1)
         if i + 1 < rows:
-            stops[columns] = 0
+            stops[columns] = 0.0
             for j in reversed(range(columns)):
-                stops[j] = q[i + 1, j] + p[i + 1, j] * stops[j + 1]
+                stops[j] = stopping[i + 1][j] + going[i + 1][j] * stops[j + 1]
+        ahead: list[Any] = [0.0] * (columns + 1)
         for j in reversed(range(columns)):
-            ahead[i, j] = q[i, j] * stops[j] + p[i, j] * ahead[i, j + 1]
-    return ahead[:, :columns]
+            ahead[j] = stopping[i][j] * stops[j] + going[i][j] * ahead[j + 1]
+        found.append(ahead[:columns])
+    return _of_cells(found, p)
 
 
 def _other_numbers(x: Tensor, k: int) -> Tensor:
@@ -450,6 +470,7 @@ _LEAK_CASES = (
     _suspected("a first key that gets nothing", "one query ahead", 5, 3, 77, silent=0),
     _suspected("a last key that gets nothing", "one query ahead", 4, 3, 77, silent=-1),
     _suspected("softmax", "softmax", 4, 3, 78),
+    _suspected("weights that hear of themselves and two ahead", "itself and two ahead", 6, 3, 80),
     _suspected("one query", "visits", 1, 4, 79),
 )
 

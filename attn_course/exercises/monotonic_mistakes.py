@@ -367,6 +367,11 @@ _VISIT_MANY_MISTAKES = (
         (_tabled(MANY, then=lambda phi: phi.T),),
     ),
     Mistake(
+        "an index wraps: -1 is the last row or column, and nothing comes from there. In a grid of "
+        "one row that is the row itself. What comes from outside the grid?",
+        (lambda p: _wrapping(p, True, True), lambda p: _wrapping(p, True, False)),
+    ),
+    Mistake(
         "this is the probability that a path turns here, phi q, or goes on, phi p. phi itself is "
         "that it comes by.",
         (_with_p(MANY, lambda phi, p: phi * (1 - p)), _with_p(MANY, lambda phi, p: phi * p)),
@@ -377,6 +382,33 @@ _VISIT_MANY_MISTAKES = (
         (_given_arrival(MANY),),
     ),
 )
+
+
+def _wrapping(p: Tensor, above: bool, left: bool) -> Tensor:
+    """Contributions added one after the other, also from index -1, as Python has it."""
+    phi = torch.zeros_like(p)
+    phi[0, 0] = 1
+    for i, j in itertools.product(*map(range, p.shape)):
+        if i or j:
+            if j or left:
+                phi[i, j] += phi[i, j - 1] * p[i, j - 1]
+            if i or above:
+                phi[i, j] += phi[i - 1, j] * (1 - p[i - 1, j])
+    return phi
+
+
+def _without_first_column(p: Tensor) -> Tensor:
+    stay = torch.cat([torch.zeros_like(p[:, :1]), p[:, 1:]], 1)
+    return _swept(stay, 1 - p, ONE)
+
+
+def _round_the_edge(p: Tensor) -> Tensor:
+    """One-to-many on a ring of columns."""
+    phi = [torch.eye(len(p[0]), dtype=p.dtype)[0]]
+    for row in p[:-1]:
+        phi.append(phi[-1] * row + (phi[-1] * (1 - row)).roll(1))
+    return torch.stack(phi)
+
 
 _VISIT_ONE_MISTAKES = (
     Mistake(
@@ -411,6 +443,15 @@ _VISIT_ONE_MISTAKES = (
             _tabled(ONE, then=lambda phi: phi.softmax(1)),
             _tabled(ONE, then=lambda phi: _shared_out(phi, 0).nan_to_num()),
         ),
+    ),
+    Mistake(
+        "an index wraps: j - 1 is -1 in the first column, and that is the last one. What comes "
+        "into the first column from the left?",
+        (_round_the_edge,),
+    ),
+    Mistake(
+        "the first column is left out: only 0 comes from its left, and what is there may stay.",
+        (_without_first_column,),
     ),
     Mistake(
         "the first row is not 1 and then zeros. After no step, where are all paths?",
@@ -563,6 +604,15 @@ _LOG_ADD_MISTAKES = (
         ),
     ),
     Mistake(
+        "one number is taken out of all pairs: what is far below *it* is 0 again. Each pair has "
+        "its own maximum.",
+        (
+            _single(lambda a, b: _about(torch.maximum(a, b).max(), a, b)),
+            _single(lambda a, b: _about(a.max(), a, b)),
+            _single(lambda a, b: _about(b.max(), a, b)),
+        ),
+    ),
+    Mistake(
         "the maximum is taken out and not put back.",
         (lambda a, b: _about(torch.maximum(a, b), a, b) - torch.maximum(a, b), _bounded),
     ),
@@ -602,6 +652,12 @@ def _pair_sum(a: float, b: float) -> float:
     """Without a guard: (-inf) - (-inf) is NaN."""
     m = max(a, b)
     return float(m + np.log(np.exp(a - m) + np.exp(b - m)))
+
+
+def _guarded_sum(a: float, b: float) -> float:
+    """With the guard of hint 2, which infinity passes: inf - inf is NaN."""
+    m = max(a, b) if max(a, b) > -math.inf else 0.0
+    return float(m + np.log(np.exp(np.subtract(a, m)) + np.exp(np.subtract(b, m))))
 
 
 def _logged(
@@ -749,12 +805,16 @@ _LOG_VISIT_MISTAKES = (
     Mistake(
         "log q is not made of q = 1 - p. If log p is -0.5, what is p, what is q, and what is log "
         "q?",
-        (
-            _logged(q=lambda log_p: -log_p),
-            _logged(q=lambda log_p: 1 - log_p),
-            _logged(q=lambda log_p: (1 - log_p).log()),
-            _logged(q=lambda log_p: 1 - log_p.exp()),
-            _logged(q=lambda log_p: log_p),
+        tuple(
+            _logged(q=q, add=add)
+            for add in (lambda a, b: float(np.logaddexp(a, b)), _guarded_sum)
+            for q in (
+                lambda log_p: -log_p,
+                lambda log_p: 1 - log_p,
+                lambda log_p: (1 - log_p).log(),
+                lambda log_p: 1 - log_p.exp(),
+                lambda log_p: log_p,
+            )
         ),
     ),
     Mistake(
@@ -838,6 +898,35 @@ def _one_step(p: Tensor, grad: Tensor) -> Tensor:
     return torch.nn.functional.pad(grad + p * g[:-1, 1:] + (1 - p) * g[1:, :-1], (0, 1, 0, 1))
 
 
+def _in_order(up: bool, leftwards: bool, at_once: bool) -> Callable[..., Tensor]:
+    """Loops in another order; what is not yet there is 0.
+
+    Args:
+        up: Whether rows are gone through from the last one,
+        leftwards: and columns.
+        at_once: Whether the gradient is computed in the same loop as G.
+    """
+
+    def answer(p: Tensor, phi: Tensor, grad: Tensor) -> Tensor:
+        rows, columns = p.shape
+        G, found = p.new_zeros(rows + 1, columns + 1), torch.zeros_like(p)
+        for i in reversed(range(rows)) if up else range(rows):
+            for j in reversed(range(columns)) if leftwards else range(columns):
+                G[i, j] = grad[i, j] + p[i, j] * G[i, j + 1] + (1 - p[i, j]) * G[i + 1, j]
+                found[i, j] = phi[i, j] * (G[i, j + 1] - G[i + 1, j])
+        return found if at_once else phi * (G[:-1, 1:] - G[1:, :-1])
+
+    return answer
+
+
+def _inner_led_to(p: Tensor, grad: Tensor) -> Tensor:
+    """G whose last row and column are what came from outside."""
+    G = _padded(p, grad)
+    for i, j in itertools.product(*(reversed(range(size - 1)) for size in p.shape)):
+        G[i, j] += p[i, j] * G[i, j + 1] + (1 - p[i, j]) * G[i + 1, j]
+    return G
+
+
 def _wrapped(p: Tensor, grad: Tensor) -> Tensor:
     """G whose last row and column are followed by the first ones, as index -1 has it."""
     total = _led_to(p, grad)
@@ -874,7 +963,15 @@ _GRADIENT_MISTAKES = (
         "gradients are consumed before they are accumulated: this uses what came from outside to "
         "the neighbours, and not all that they lead to. In which order must the nodes be gone "
         "through, so that both neighbours are complete?",
-        (_to_p(later=_padded), _to_p(later=_one_step)),
+        (
+            _to_p(later=_padded),
+            _to_p(later=_one_step),
+            *(
+                answer
+                for up, leftwards in ((False, False), (True, False), (False, True))
+                for answer in (_in_order(up, leftwards, True), _in_order(up, leftwards, False))
+            ),
+        ),
     ),
     Mistake(
         "the answer is NaN: the logarithm of a negative gradient. In log space positive and "
@@ -967,6 +1064,8 @@ _GRADIENT_MISTAKES = (
         "in the grid: which node alone has no gradient?",
         (
             _to_p(_inner),
+            _to_p(_inner, later=_inner_led_to),
+            _to_p(later=_inner_led_to),
             _to_p(lambda p, phi, right, down: _without(phi * (right - down), -1, None)),
             _to_p(lambda p, phi, right, down: _without(phi * (right - down), None, -1)),
         ),
@@ -1026,6 +1125,13 @@ def _piled(x: Tensor, k: int) -> Tensor:
     return x
 
 
+def _from_there_on(x: Tensor, k: int) -> Tensor:
+    """Row k and all later ones are other ones."""
+    for i in range(k, len(x)):
+        x = _other_numbers(x, i)
+    return x
+
+
 def _part(of: Callable[[Tensor], Tensor], **rest: Any) -> Callable[..., Tensor]:
     """Another part of what moves what; or what moves it otherwise, or seen otherwise."""
     return lambda weigh, logits: of(_moved(weigh, logits, **rest)).double()
@@ -1080,14 +1186,24 @@ _LEAK_MISTAKES = (
         (_part(lambda moved: moved), _part(lambda moved: moved.triu(0))),
     ),
     Mistake(
-        "the table is transposed: rows are queries whose weights move, columns those that were "
+        "the table lies on its side: rows are queries whose weights move, columns those that were "
         "changed.",
-        (_part(lambda moved: moved.triu(1).T),),
+        (
+            _part(lambda moved: moved.triu(1).T),
+            _part(lambda moved: moved.T),
+            _part(lambda moved: moved.T.triu(1)),
+            _part(lambda moved: moved.T.triu(0)),
+        ),
     ),
     Mistake(
         "changes pile up: a query is changed while those before it still are. Their change moves "
         "the weights, too, and may: does each round begin with the logits as they were given?",
         (_part(_later, change=_piled),),
+    ),
+    Mistake(
+        "query k and all after it are changed: whose change did query i hear? One round, one "
+        "query.",
+        (_part(_later, change=_from_there_on),),
     ),
     Mistake(
         "rows are set to 0 or multiplied. Where there are zeros nothing changes: which change is "
@@ -1512,7 +1628,27 @@ def _in_turn(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(h, 1)
 
 
+def _with_first_row(of_a: bool, of_b: bool) -> Callable[..., Tensor]:
+    """Every row is computed from the first one's numbers, or half of it."""
+
+    def answer(a: Tensor, b: Tensor, block: int) -> Tensor:
+        first_a, first_b = a[:1].expand_as(a), b[:1].expand_as(b)
+        return _in_turn(first_a if of_a else a, first_b if of_b else b)
+
+    return answer
+
+
 _SCAN_MISTAKES = (
+    Mistake(
+        "every program reads the first row, of a, of b or of both: where does row i begin in "
+        "memory?",
+        tuple(_with_first_row(*which) for which in ((True, True), (True, False), (False, True))),
+    ),
+    Mistake(
+        "only what comes in is kept, A times the h before the panel: what the panel itself adds, "
+        "B, is lost, and nothing ever comes in.",
+        (_panelled(lambda A, B, a, b, before: A * before),),
+    ),
     Mistake(
         "the carry is lost: every panel begins anew. What is h before the first number of the "
         "second panel?",
@@ -1623,6 +1759,11 @@ _READS_BACK = (
 _SERIAL = (
     "the numbers are right, but every load brings one number: the panel is walked, not scanned. "
     "Load BLOCK of them at once; `tl.associative_scan` joins them in log2(BLOCK) rounds."
+)
+_NO_SCAN = (
+    "the numbers are right, but nothing is scanned: `tl.associative_scan` is not called. Where "
+    "each step waits for the one before it, a panel takes BLOCK rounds; maps that are joined in "
+    "pairs, and pairs of pairs, take log2(BLOCK)."
 )
 _SCAN_WORDS = Words(
     outside="a load reads past the end of a or b. On a GPU that is somebody else's memory. Which "

@@ -108,6 +108,12 @@ def _(query, key, value, E, F_):
     return _attention(query, key[: len(E)], F_ @ value)
 
 
+@linformers("scaled by the width of values", "And are they the columns of values?")
+def _(query, key, value, E, F_):
+    scores = query @ (E @ key).T / value.shape[1] ** 0.5
+    return scores.softmax(1) @ (F_ @ value)
+
+
 def linformer_einsum(query, key, value, E, F_):
     scores = torch.einsum("id,sj,jd->is", query, E, key) / math.sqrt(query.shape[1])
     return torch.einsum("is,sj,jc->ic", scores.softmax(1), F_, value)
@@ -242,6 +248,12 @@ def _(query, key, value, E, F_, lens):
     return _attention(query, E @ key.masked_fill(torch.arange(key.shape[1]) >= lens, 0), value)
 
 
+@paddeds("softmax over queries", "softmax runs over the queries: with a batch")
+def _(query, key, value, E, F_, lens):
+    scores = query @ (E @ _cleared(key, lens)).mT / query.shape[2] ** 0.5
+    return scores.softmax(1) @ (F_ @ _cleared(value, lens))
+
+
 def padded_item_by_item(query, key, value, E, F_, lens):
     return torch.stack(
         [
@@ -335,9 +347,39 @@ def _(layer, x):
     return _table(layer, x).triu()
 
 
-@detectors("transposed", "the table is transposed")
+@detectors("transposed", "the table lies on its side")
 def _(layer, x):
     return _table(layer, x).triu(1).T
+
+
+@detectors("on its side", "the table lies on its side")
+def _(layer, x):
+    return _table(layer, x).T
+
+
+@detectors("on its side, above the diagonal", "the table lies on its side")
+def _(layer, x):
+    return _table(layer, x).T.triu(1)
+
+
+@detectors("all that come after, too", "position j and all after it are changed")
+def _(layer, x):
+    def from_there_on(x, j):
+        changed = x.clone()
+        changed[j:] = torch.randn(len(x) - j, x.shape[1])
+        return changed
+
+    return _table(layer, x, from_there_on).triu(1)
+
+
+@detectors("sums of columns", "only sums of columns are compared")
+def _(layer, x):
+    mode = layer.training
+    layer.eval()
+    before = layer(x)
+    columns = [(layer(_other(x, j)) - before).sum(1).abs() > 1e-6 for j in range(len(x))]
+    layer.train(mode)
+    return torch.stack(columns, 1).triu(1)
 
 
 @detectors("changes pile up", "changes pile up")
@@ -547,6 +589,7 @@ needs("ordered pairs", "pairs are counted twice")(_as_need(lambda m: 2 * m * (m 
 needs("with itself", "pairs are counted twice")(_as_need(lambda m: m * m))
 needs("one side", "the 2 before the exponential")(_as_need(lambda m: m * (m - 1) / 2))
 needs("rounded down", "k is rounded down")(_as_need(whole=int))
+needs("not rounded", "k is not rounded: there are no half slots")(_as_need(whole=float))
 needs("another base", "the logarithm is of another base")(_as_need(log=math.log2))
 needs("no cube", "the exponent is another one")(_as_need(rate=lambda e: e**2 / 4))
 
@@ -630,6 +673,26 @@ def _(x, y, k, draws):
 def _(x, y, k, draws):
     ratios = _ratios(x, y, k, draws)
     return torch.stack([ratios.mean(), ratios.std() / draws**0.5])
+
+
+@measures("one point alone", "the length of *one* of the points")
+def _(x, y, k, draws):
+    return _told(_ratios(x, torch.zeros_like(x), k, draws))
+
+
+@measures("the other point alone", "the length of *one* of the points")
+def _(x, y, k, draws):
+    return _told(_ratios(y, torch.zeros_like(y), k, draws))
+
+
+@measures("points added", "the points are added")
+def _(x, y, k, draws):
+    return _told(_ratios(x, -y, k, draws))
+
+
+@measures("what was derived", "gave the same two numbers, to the last digit")
+def _(x, y, k, draws):
+    return torch.tensor([1.0, (2 / k) ** 0.5])
 
 
 @measures("every ratio", "it returned shape [1500]; expected [2]")
@@ -870,6 +933,8 @@ def _flexible(
     inside = (rows < SLOTS)[:, None] & (columns < DIM)[None, :]
     if KIND == "rows past the end":
         inside = (rows >= 0)[:, None] & (columns < DIM)[None, :]
+    if KIND == "no mask":
+        inside = (rows >= 0)[:, None] & (columns >= 0)[None, :]
     if KIND == "tiles in one place":
         places = (part * SLOTS + tl.arange(0, BLOCK_K)[:, None]) * DIM + columns[None, :]
     if KIND == "empty ones say nothing":
@@ -924,6 +989,11 @@ _RACES = "two programs write to the same place"
 
 WRONG["9.6"] = [
     ("rounded down", _project(stretch=lambda n: n // 4), "the last positions are lost"),
+    (
+        "rounded down, but not to 0",
+        _project(stretch=lambda n: max(n // 4, 1)),
+        "the last positions are lost",
+    ),
     ("reaches over", _project("reaches over"), "are added up twice"),
     ("full tiles only", _project("full tiles only"), "the last tile of a stretch is lost"),
     ("from the first", _project("from the first"), "every part begins with the first position"),
@@ -949,7 +1019,8 @@ WRONG["9.6"] = [
     ("tiles in one place", _project("tiles in one place"), _RACES),
     ("nothing stored", _project("nothing stored"), "nothing is stored"),
     ("reads past the end", _project("past the end"), "a load reads past the end"),
-    ("writes past the end", _project("rows past the end"), _RACES),
+    ("rows without a mask", _project("rows past the end"), "a tile reaches past its last slot"),
+    ("no mask at all", _project("no mask"), "a tile reaches past its last slot"),
     ("empty ones say nothing", _project("empty ones say nothing"), "the answer is NaN"),
     (
         "one program",

@@ -213,6 +213,12 @@ def _(memory, rnn2, weight):
     return _mixed(keys, keys, keys, states, weight).transpose(0, 1)
 
 
+@unloops("memory asks states", "queries and memory have changed places")
+def _(memory, rnn2, weight):
+    states, keys = _batch_first(memory, rnn2)
+    return _mixed(keys, states, keys, states, weight).transpose(0, 1)
+
+
 @unloops("the state before", "with the state of the step before")
 def _(memory, rnn2, weight):
     states, keys = _batch_first(memory, rnn2)
@@ -714,6 +720,11 @@ def _(path):
     return [k for last, k in itertools.pairwise(path) if k != last if k != 0]
 
 
+@reads("compared with the last", "the first step is compared with the last")
+def _(path):
+    return [path[i] for i in range(len(path)) if path[i] != path[i - 1] and path[i] != 0]
+
+
 @reads("the last lost", "the last character is lost")
 def _(path):
     said, run = [], None
@@ -854,6 +865,20 @@ def _(probs, label):
 @texts("what begins so", "texts that only begin with the label")
 def _(probs, label):
     return _total(_walk(probs, label, lambda path: ctc_collapse(path)[: len(label)]))
+
+
+@texts("all steps for each class", "the product runs over *all* steps")
+def _(probs, label):
+    total = torch.tensor(0.0)
+    for path in itertools.product(range(probs.shape[1]), repeat=len(probs)):
+        if ctc_collapse(path) == label:
+            total = total + probs[:, list(path)].prod()
+    return total
+
+
+@texts("no text for nothing", "the empty label has the probability 0")
+def _(probs, label):
+    return _total(_walk(probs, label)) if label else torch.tensor(0.0)
 
 
 @texts("a float", "the numbers are right, but they have no gradient by `probs`")
@@ -1012,6 +1037,32 @@ for _name, _fragment, _rule in (
     ),
 ):
     slides(_name, _fragment)(_slide(_rule))
+
+
+def _loops(steps: Callable[[int], range]) -> Callable[..., Any]:
+    def sliding(n, window, dilation):
+        table = torch.zeros(n, n, dtype=torch.bool)
+        for i in range(n):
+            for j in (i + step * dilation for step in steps(window)):
+                if -n <= j < n:
+                    table[i, j] = True
+        return table
+
+    return sliding
+
+
+slides("below 0", "a key before the first is counted from the end")(
+    _loops(lambda w: range(-w, w + 1))
+)
+
+
+@slides("a step short", "one side is a step short")
+def _(n, window, dilation):
+    table = torch.zeros(n, n, dtype=torch.bool)
+    for i, step in itertools.product(range(n), range(-window, window)):
+        if 0 <= i + step * dilation < n:
+            table[i, i + step * dilation] = True
+    return table
 
 
 @slides("a ring", "the sequence is a ring")
@@ -1280,6 +1331,8 @@ def _flexible(
         start = tl.maximum(low, 0)
     if KIND == "no maximum" or KIND == "keys before the first":
         start = (low + BLOCK_N * 64) // BLOCK_N * BLOCK_N - BLOCK_N * 64
+    if KIND == "no maximum, as // rounds" or KIND == "keys before the first, as // rounds":
+        start = low // BLOCK_N * BLOCK_N
     if KIND == "no minimum":
         stop = high
     for begin in range(start, stop, BLOCK_N):
@@ -1305,7 +1358,7 @@ def _flexible(
             seen = (ahead >= -LEFT) & (ahead <= RIGHT)
         if KIND != "no tail":
             seen = seen & (cols < LENGTH)[None, :]
-        if KIND != "keys before the first":
+        if KIND != "keys before the first" and KIND != "keys before the first, as // rounds":
             seen = seen & (cols >= 0)[None, :]
         top, total, sums = _update(q, k, v, seen, top, total, sums)
         count += 1
@@ -1365,6 +1418,7 @@ WRONG["8.6"] = [
         "strict": "the keys at the very edge of the window are hidden",
         "no tail": "lanes behind the last key count",
         "keys before the first": "lanes behind the last key count",
+        "keys before the first, as // rounds": "lanes behind the last key count",
         "local rows": "queries are compared as they are counted within their tile",
         "left twice": "the window is as far to the left as to the right",
         "skips nothing": "nothing is skipped: every program visits every tile",
@@ -1374,6 +1428,7 @@ WRONG["8.6"] = [
         "one tile more": "the loop ends one tile late",
         "one tile before": "the loop begins one tile early",
         "no maximum": "tiles are visited that lie before the first key",
+        "no maximum, as // rounds": "tiles are visited that lie before the first key",
         "no minimum": "tiles are visited that lie before the first key",
         "wide bounds": "the window is taken to reach as far to one side",
         "keys counted": "the count is one of keys, not of tiles",

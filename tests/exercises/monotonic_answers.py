@@ -499,6 +499,35 @@ def visit_many_lists(p):
     return torch.tensor(phi)
 
 
+@visits("an index that wraps", "an index wraps: -1 is the last row or column")
+def _(p):
+    phi = torch.zeros_like(p)
+    phi[0, 0] = 1
+    for i, j in itertools.product(*map(range, p.shape)):
+        if i or j:
+            phi[i, j] += phi[i, j - 1] * p[i, j - 1]
+            phi[i, j] += phi[i - 1, j] * (1 - p[i - 1, j])
+    return phi
+
+
+@others("an index that wraps", "an index wraps: j - 1 is -1 in the first column")
+def _(p):
+    phi = torch.zeros_like(p)
+    phi[0, 0] = 1
+    for i, j in itertools.product(range(1, p.shape[0]), range(p.shape[1])):
+        phi[i, j] = phi[i - 1, j] * p[i - 1, j] + phi[i - 1, j - 1] * (1 - p[i - 1, j - 1])
+    return phi
+
+
+@others("the first column left out", "the first column is left out")
+def _(p):
+    phi = torch.zeros_like(p)
+    phi[0, 0] = 1
+    for i, j in itertools.product(*(range(1, size) for size in p.shape)):
+        phi[i, j] = phi[i - 1, j] * p[i - 1, j] + phi[i - 1, j - 1] * (1 - p[i - 1, j - 1])
+    return phi
+
+
 def visit_many_padded(p):
     phi = torch.zeros(p.shape[0] + 1, p.shape[1] + 1)
     q, p = F.pad(1 - p, (1, 0, 1, 0)), F.pad(p, (1, 0, 1, 0))
@@ -635,6 +664,14 @@ for _name, _fragment, _formula in (
         "the maximum is taken out and not put back",
         lambda a, b: torch.log1p(torch.exp(-(a - b).abs())),
     ),
+    (
+        "one maximum for all",
+        "one number is taken out of all pairs",
+        lambda a, b: (
+            torch.maximum(a, b).max()
+            + ((a - torch.maximum(a, b).max()).exp() + (b - torch.maximum(a, b).max()).exp()).log()
+        ),
+    ),
     ("the larger", "this is the larger of the two", torch.maximum),
     ("a product", "the logarithms are added: that multiplies", lambda a, b: a + b),
     (
@@ -744,6 +781,16 @@ def _(log_p):
 @logs("q from a rounded p", "where p is nearly 1, log q has lost its digits")
 def _(log_p):
     return _log_table(log_p, (1 - log_p.exp()).log())
+
+
+@logs("1 minus the logarithm", "log q is not made of q = 1 - p")
+def _(log_p):
+    def add(a, b):
+        m = torch.maximum(a, b)
+        m = m.where(m > -torch.inf, 0.0)
+        return m + ((a - m).exp() + (b - m).exp()).log()
+
+    return _log_table(log_p, 1 - log_p, add=add)
 
 
 @logs("sums of logarithms", "which multiplies their probabilities. A path")
@@ -903,6 +950,30 @@ def _behind(p, grad, q=None, there=False):
     return G
 
 
+def _forwards(p, phi, grad):
+    """From the first corner, in a table of zeros."""
+    G, found = torch.zeros(p.shape[0] + 1, p.shape[1] + 1), torch.zeros_like(p)
+    for i, j in itertools.product(*map(range, p.shape)):
+        G[i, j] = grad[i, j] + p[i, j] * G[i, j + 1] + (1 - p[i, j]) * G[i + 1, j]
+        found[i, j] = phi[i, j] * (G[i, j + 1] - G[i + 1, j])
+    return found
+
+
+def _rows_upwards_only(p, grad):
+    G = torch.zeros(p.shape[0] + 1, p.shape[1] + 1)
+    for i, j in itertools.product(reversed(range(p.shape[0])), range(p.shape[1])):
+        G[i, j] = grad[i, j] + p[i, j] * G[i, j + 1] + (1 - p[i, j]) * G[i + 1, j]
+    return G
+
+
+def _edges_skipped(p, phi, grad):
+    G, found = grad.clone(), torch.zeros_like(p)
+    for i, j in itertools.product(*(reversed(range(size - 1)) for size in p.shape)):
+        G[i, j] += p[i, j] * G[i, j + 1] + (1 - p[i, j]) * G[i + 1, j]
+        found[i, j] = phi[i, j] * (G[i, j + 1] - G[i + 1, j])
+    return found
+
+
 def _right_down(G):
     return G[:-1, 1:], G[1:, :-1]
 
@@ -938,6 +1009,13 @@ for _name, _fragment, _function in (
             lambda p, grad: F.pad(grad, (0, 1, 0, 1)),
         ),
     ),
+    ("forwards", "gradients are consumed before they are accumulated", _forwards),
+    (
+        "rows from the last, columns from the first",
+        "gradients are consumed before they are accumulated",
+        _slope(lambda p, phi, right, down: phi * (right - down), _rows_upwards_only),
+    ),
+    ("edges skipped", "the last row and the last column are left out", _edges_skipped),
     (
         "a logarithm of gradients",
         "the answer is NaN: the logarithm of a negative gradient",
@@ -1229,9 +1307,27 @@ def _(weigh, logits):
     return _table_of(weigh, logits).triu()
 
 
-@testers("transposed", "the table is transposed: rows are queries whose")
+@testers("transposed", "the table lies on its side: rows are queries")
 def _(weigh, logits):
     return _table_of(weigh, logits).triu(1).T
+
+
+@testers("on its side", "the table lies on its side: rows are queries")
+def _(weigh, logits):
+    return _table_of(weigh, logits).T
+
+
+@testers("on its side, above the diagonal", "the table lies on its side: rows are queries")
+def _(weigh, logits):
+    return _table_of(weigh, logits).T.triu(1)
+
+
+@testers("all that come after, too", "query k and all after it are changed")
+def _(weigh, logits):
+    def change(x, k):
+        return torch.cat([x[:k], torch.randn(len(x) - k, x.shape[1])])
+
+    return _table_of(weigh, logits, change).triu(1)
 
 
 @testers("piled up", "changes pile up: a query is changed while")
@@ -1366,6 +1462,11 @@ def leaks_by_gradient(weigh, logits):
     return (table > 0).triu(1)
 
 
+def leaks_by_jacobian(weigh, logits):
+    slopes = torch.autograd.functional.jacobian(weigh, logits)
+    return (slopes.abs().sum((1, 3)) > 1e-6).triu(1)
+
+
 def leaks_swapped(weigh, logits):
     """Other numbers in place of a row, several times."""
     n = len(logits)
@@ -1396,6 +1497,7 @@ def diagnosis():
 
 RIGHT["10.5"] = [
     ("small differences", [leaks_by_gradient, diagnosis]),
+    ("a Jacobian", [leaks_by_jacobian, diagnosis]),
     ("other rows, several times", [leaks_swapped, diagnosis]),
     ("up to the change", [leaks_cut, diagnosis]),
 ]
@@ -1801,6 +1903,9 @@ def _flexible(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexpr, KI
         row = program * ((LENGTH + BLOCK - 1) // BLOCK * BLOCK)
     if KIND == "the same row":
         row = program * 0
+    source = row
+    if KIND == "the first row read":
+        source = program * 0
     lanes = tl.arange(0, BLOCK)
     before = 1.0 if KIND == "begins with 1" else 0.0
     panels = (LENGTH + BLOCK - 1) // BLOCK
@@ -1818,8 +1923,8 @@ def _flexible(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexpr, KI
             b = tl.load(b_ptr + places, mask=read)
             b = tl.where(lanes == 0, tl.sum(b * 0.0, 0) + b, b)
         else:
-            a = tl.load(a_ptr + places, mask=read, other=0.0)
-            b = tl.load(b_ptr + places, mask=read, other=0.0)
+            a = tl.load(a_ptr + source + first + lanes, mask=read, other=0.0)
+            b = tl.load(b_ptr + source + first + lanes, mask=read, other=0.0)
         if KIND == "a one place late":
             a = tl.load(a_ptr + places - 1, mask=inside & (first + lanes > 0), other=0.0)
         if KIND == "exchanged":
@@ -1841,7 +1946,7 @@ def _flexible(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexpr, KI
             h = B + before
         if KIND == "carry by its own lane":
             h = a * before + B
-        if KIND == "factors only":
+        if KIND == "summands lost":
             h = A * before
         if KIND == "factors":
             h = A
@@ -1918,6 +2023,8 @@ WRONG["10.7"] += [
         "running sum": "this is a running sum of b: no factor is met",
         "running sum, carried": "this is a running sum of b: no factor is met",
         "running product": "products alone are scanned",
+        "summands lost": "only what comes in is kept",
+        "the first row read": "every program reads the first row",
         "factors": "products alone are scanned",
         "no scan": "there is no scan: each number is computed",
         "one place late": "results are one place late",
@@ -1971,8 +2078,8 @@ def scan_first_lane(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def scan_triangles(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Lane by lane, within a panel that lies in registers."""
+def _lane_by_lane(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Within a panel that lies in registers."""
     row = tl.program_id(0) * LENGTH
     lanes = tl.arange(0, BLOCK)
     h = tl.sum(tl.zeros([BLOCK], tl.float32), 0)
@@ -1988,9 +2095,16 @@ def scan_triangles(a_ptr, b_ptr, h_ptr, LENGTH: tl.constexpr, BLOCK: tl.constexp
         tl.store(h_ptr + row + first + lanes, out, mask=inside)
 
 
+class _LaneByLane(_Kernel):
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
+        return _lane_by_lane[grid]
+
+
+WRONG["10.7"].append(("lane by lane", _LaneByLane(""), "but nothing is scanned"))
+
 RIGHT["10.7"] = [
     ("from points; into the first lane", [combine_points, scan_first_lane]),
-    ("matrices; lane by lane", [combine_matrices, scan_triangles]),
+    ("matrices", [combine_matrices, scan_first_lane]),
     ("as the solution", [combine_points, _Kernel("")]),
 ]
 
