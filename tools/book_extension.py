@@ -35,6 +35,9 @@ MENDED = [
     ),
     # An entry of the bibliography is an item of its list: the role docutils gives is withdrawn.
     (r'(<div class="citation"[^>]*) role="doc-biblioentry"', r'\1 role="listitem"'),
+    # Sphinx sets a long signature as a list of descriptions that describe nothing.
+    (r'<dd>(<em class="sig-param">.*?)</dd>', r'<span class="sig-line">\1</span>'),
+    (r'<dl>(\s*<span class="sig-line">.*?)</dl>', r'<span class="sig-lines">\1</span>'),
     # A table's empty corner heads nothing.
     (r'<th class="head( [^"]*)?">(?:<p>\s*</p>)?</th>', r'<td class="head\1"></td>'),
 ]
