@@ -9,7 +9,7 @@ OLDEST := tests/data tests/training tests/heatmaps tests/kernel_regression tests
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book test notebooks assistant check slides lab serve bench pretrained gpu offline
+.PHONY: help book test browser notebooks assistant check slides lab serve bench pretrained gpu offline
 .PHONY: oldest colab clean
 
 help: ## list the commands
@@ -20,6 +20,9 @@ book: .venv/.book ## build the book and the slides from the stored outputs; prin
 
 test: .venv/.test ## every check: lint, types, tests, notebooks, book, slides
 	$(BIN)/python -m tools.ledger
+
+browser: book .venv/.test ## read every built page and deck in Chromium: a quarter of an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist load -rs tests/browser
 
 notebooks: .venv/.test ## make and execute notebooks that are out of date; CH=01: that chapter's, anew
 	$(BIN)/python -m tools.notebooks $(CH)

@@ -22,8 +22,7 @@ STEPS: list[tuple[str, list[str], float]] = [
     ("tests", [*PYTEST, "--durations=10", "--ignore=tests/browser"], 17),
     ("notebooks", [*PYTEST, "--nbval", "--durations=10"], 35),
     ("book and slides", ["-m", "tools.book"], 3),
-    # Tests in their order, page by page, so that a page is opened once for all of its tests.
-    ("browser", [*PYTEST, "--dist", "load", "-rs", "tests/browser"], 4),
+    ("slides fit", ["-m", "tools.slides", "--check"], 2),
 ]
 
 
