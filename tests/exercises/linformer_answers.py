@@ -108,7 +108,7 @@ def _(query, key, value, E, F_):
     return _attention(query, key[: len(E)], F_ @ value)
 
 
-@linformers("scaled by the width of values", "And are they the columns of values?")
+@linformers("scaled by the width of values", "the scale is another one")
 def _(query, key, value, E, F_):
     scores = query @ (E @ key).T / value.shape[1] ** 0.5
     return scores.softmax(1) @ (F_ @ value)
