@@ -74,4 +74,4 @@ def violations(visit: Visit) -> list[Violation]:
     """What a page breaks as it stands: of contrast alone where it is dark, else of all rules."""
     visit.page.evaluate(script())
     with visit.unfolded():
-        return [Violation(*found) for found in visit.page.evaluate(RUN, CONTRAST)]
+        return [Violation(*found) for found in visit.ask(RUN, CONTRAST)]

@@ -27,7 +27,7 @@ def context() -> Iterator[BrowserContext]:
             args=["--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"],
         )
         context = browser.new_context(viewport=reader.WIDE)
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(reader.PATIENCE * 1000)
         yield context
         browser.close()
 

@@ -29,6 +29,9 @@ SITE = BUILD / "html"
 WIDE: ViewportSize = {"width": slides.WIDTH, "height": slides.HEIGHT}
 NARROW: ViewportSize = {"width": 360, "height": 740}
 
+#: Seconds that anything on a page may take; Playwright's own limit is not kept by evaluate.
+PATIENCE = 120
+
 #: What pytest's fixture record_property is.
 Count = Callable[[str, object], None]
 
@@ -112,12 +115,25 @@ class Visit:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until formulas and fonts are there."""
-        self.page.evaluate(
+        """Wait until formulas and fonts are there; from now on nothing moves or fades."""
+        self.ask(
             """async () => {
               if (window.MathJax?.startup) await MathJax.startup.promise;
               await document.fonts.ready;
             }"""
+        )
+        # Colours that fade in a folded part stop half-way, and are measured as they stand.
+        self.page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
+
+    def ask(self, script: str, argument: object = None) -> Any:
+        """What a function of the page returns, which may make us wait, but not for ever."""
+        late = f"no answer in {PATIENCE} s"
+        return self.page.evaluate(
+            f"""argument => Promise.race([
+              ({script})(argument),
+              new Promise((_, fail) => setTimeout(() => fail(Error("{late}")), {PATIENCE} * 1000)),
+            ])""",
+            argument,
         )
 
     def broken_links(self) -> list[str]:
@@ -161,10 +177,6 @@ class Visit:
         self.page.emulate_media(color_scheme=name)  # type: ignore[arg-type]
         self.page.wait_for_function(
             "name => document.documentElement.dataset.theme === name", arg=name
-        )
-        # colours fade from one to the other
-        self.page.evaluate(
-            "() => Promise.allSettled(document.getAnimations().map(fade => fade.finished))"
         )
 
     @contextmanager
