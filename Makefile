@@ -21,7 +21,7 @@ book: .venv/.book ## build the book and the slides from the stored outputs; prin
 test: .venv/.test ## every check: lint, types, tests, notebooks, book, slides
 	$(BIN)/python -m tools.ledger
 
-browser: book .venv/.test ## read every built page and deck in Chromium: a quarter of an hour
+browser: book .venv/.test ## the last part of make test alone: read every built page and deck in Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -n 2 --dist load -rs tests/browser
 
 notebooks: .venv/.test ## make and execute notebooks that are out of date; CH=01: that chapter's, anew
