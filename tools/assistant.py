@@ -84,7 +84,12 @@ def message_of(mechanism: str, number: str, fragment: str) -> str:
 
 def seen_and_asked(message: str) -> tuple[str, str]:
     """A message's statements, and its questions."""
-    sentences = re.split(r"(?<=[.?)])\s+(?=[A-Z`(\"*])", message)
+    sentences: list[str] = []
+    for part in re.split(r"(?:(?<=[.?])|(?<=[.?]\)))\s+(?=[A-Z`(\"*])", message):
+        if sentences and sentences[-1].count("(") > sentences[-1].count(")"):
+            sentences[-1] += f" {part}"  # an aside of several sentences stays whole
+        else:
+            sentences.append(part)
     seen = " ".join(sentence for sentence in sentences if "?" not in sentence)
     asked = " ".join(sentence for sentence in sentences if "?" in sentence)
     if not seen and ": " in asked:  # "the sum is there: where is the mean?"
@@ -119,10 +124,9 @@ def cell(text: str) -> str:
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:
-    """Rows of three cells under their heads; on a phone its class puts them one below another."""
-    lines = [":::{table}", ":class: assistant", "", "| The student sees | The mistake | Ask |"]
-    lines += ["| --- | --- | --- |", *(f"| {' | '.join(map(cell, row))} |" for row in rows), ":::"]
-    return "\n".join(lines) + "\n"
+    """Rows of three cells under their heads."""
+    lines = ["| The student sees | The mistake | Ask |", "| --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows)]) + "\n"
 
 
 def chapter_page(chapter: int) -> str:

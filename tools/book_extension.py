@@ -55,6 +55,34 @@ def _mark_captions(app: Any, doctree: Any) -> None:
             paragraph["classes"].append("figure-text")
 
 
+def _keep_together(app: Any, doctree: Any) -> None:
+    """Let no line begin with the comma behind a formula, nor end with a bracket before one."""
+    for formula in [found for found in doctree.findall(nodes.math)]:
+        parent = formula.parent
+        if isinstance(parent, nodes.title):
+            continue
+        at = parent.index(formula)
+        before, after = "", ""
+        if at > 0 and isinstance(parent[at - 1], nodes.Text):
+            text, before = re.fullmatch(r"(.*?)([([“]*)", parent[at - 1], re.DOTALL).groups()
+            parent[at - 1] = nodes.Text(text)
+        if at + 1 < len(parent) and isinstance(parent[at + 1], nodes.Text):
+            after, text = re.fullmatch(r"([\])”’.,;:!?%]*)(.*)", parent[at + 1], re.DOTALL).groups()
+            parent[at + 1] = nodes.Text(text)
+        if before or after:
+            whole = nodes.inline("", nodes.Text(before), classes=["unbroken"])
+            parent[at] = whole
+            whole += [formula, nodes.Text(after)]
+
+
+def _mark_long_code(app: Any, doctree: Any) -> None:
+    """Give the class ``long`` to code in tables that may break at its spaces."""
+    for entry in doctree.findall(nodes.entry):
+        for code in entry.findall(nodes.literal):
+            if len(code.astext()) > 24:
+                code["classes"].append("long")
+
+
 def mend(page: str) -> str:
     """Put right what the theme writes into a page.
 
@@ -86,6 +114,7 @@ def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("api", Api)
     app.connect("config-inited", _substitute)
-    app.connect("doctree-read", _mark_captions)
+    for change in (_mark_captions, _keep_together, _mark_long_code):
+        app.connect("doctree-read", change)
     app.connect("build-finished", _mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

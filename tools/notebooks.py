@@ -42,7 +42,7 @@ from attn_course.heatmaps import use_style
 
 use_style()"""
 
-CITATION = re.compile(r"\{cite:([tp])\}`([^`]+)`")
+CITATION = re.compile(r"\{cite:(t|p|alp)\}`([^`]+)`")
 CODE_SOLUTION = re.compile(
     r"^(?P<indent>[ \t]*)### BEGIN SOLUTION\n.*?### END SOLUTION$", re.DOTALL | re.MULTILINE
 )
@@ -142,7 +142,7 @@ def _cite(match: re.Match[str]) -> str:
         link = f"https://doi.org/{doi}" if doi else entry.fields.get("url")
         texts.append(f"[{label}]({link})" if link else label)
     joined = "; ".join(texts)
-    return joined if match[1] == "t" else f"({joined})"
+    return f"({joined})" if match[1] == "p" else joined
 
 
 def _bibliography() -> Any:

@@ -1,2 +1,22 @@
 // A page opened from a file may not fetch another one: search then lists titles, without excerpts.
 if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+// Tables that are too wide for a phone, or whose cells are columns of single words, are stacked there.
+const phone = matchMedia("(max-width: 600px)");
+
+function stack() {
+  for (const table of document.querySelectorAll("article table.table")) {
+    table.classList.remove("stacked");
+    const cells = [...table.querySelectorAll("tbody td")];
+    const cramped = cells.some(cell => cell.offsetHeight > 2 * cell.offsetWidth);
+    if (!phone.matches || (!cramped && table.offsetWidth <= table.parentElement.clientWidth)) continue;
+    const heads = [...table.querySelectorAll("thead tr:last-child > *")].map(head => head.textContent.trim());
+    for (const cell of cells)
+      if (heads[cell.cellIndex]) cell.dataset.head = heads[cell.cellIndex];
+    table.classList.add("stacked");
+  }
+}
+
+addEventListener("load", stack);
+phone.addEventListener("change", stack);
+document.addEventListener("toggle", stack, true); // what was folded has no width
