@@ -174,10 +174,13 @@ def _sections(item: griffe.Object, package: str) -> Iterator[str]:
             yield from ["", f"**{HEADINGS[kind]}**", ""]
             for entry in value:
                 term = [f"``{name}``" for name in [getattr(entry, "name", "")] if name]
-                shown = _annotation(entry, item)
+                shown, said = _annotation(entry, item), entry.description
+                if kind in ("returns", "yields") and isinstance(entry.annotation, str):
+                    # griffe takes what stands before a colon for the type: here it is a sentence
+                    shown, said = str(getattr(item, "returns", "") or ""), f"{shown}: {said}"
                 term += [f"``{shown}``"] if shown else []
                 yield " ".join(term)
-                text = _linked(entry.description, item, package)
+                text = _linked(said, item, package)
                 yield from (
                     f"{':' if not i else ' '} {line}".rstrip() for i, line in enumerate(text)
                 )

@@ -24,6 +24,8 @@ from tools.course import EXERCISES, ROOT
 
 PAGES = ROOT / "book" / "teaching" / "assistant"
 CHECKS = ROOT / "attn_course" / "exercises"
+#: Readers who search for softmax want the chapters.
+UNSEARCHED = "---\nnosearch: true\n---\n\n"
 SHARED = ("framework", "kernels", "launches")
 MADE = "<!-- Made by python -m tools.assistant from the wrong answers in tests/exercises. -->\n"
 
@@ -140,7 +142,7 @@ def chapter_page(chapter: int) -> str:
     for number, name, message in wrong_answers(mechanism):
         if general(message) is None:
             causes.setdefault(number, {}).setdefault(message, []).append(name)
-    parts = [MADE, f"# {title[1]}: what to ask\n"]
+    parts = [UNSEARCHED + MADE, f"# {title[1]}: what to ask\n"]
     for number, heading in re.findall(r"^## (\d+\.\d+) (.+)$", source, re.M):
         rows = []
         for message, names in causes[number].items():

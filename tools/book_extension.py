@@ -55,27 +55,27 @@ def _mark_captions(app: Any, doctree: Any) -> None:
             paragraph["classes"].append("figure-text")
 
 
-def _keep_together(app: Any, doctree: Any) -> None:
+def keep_together(app: Any, doctree: Any) -> None:
     """Let no line begin with the comma behind a formula, nor end with a bracket before one."""
-    for formula in [found for found in doctree.findall(nodes.math)]:
+    for formula in list(doctree.findall(nodes.math)):
         parent = formula.parent
         if isinstance(parent, nodes.title):
             continue
         at = parent.index(formula)
-        before, after = "", ""
-        if at > 0 and isinstance(parent[at - 1], nodes.Text):
-            text, before = re.fullmatch(r"(.*?)([([“]*)", parent[at - 1], re.DOTALL).groups()
+        whole = nodes.inline("", "", classes=["unbroken"])
+        if at and isinstance(parent[at - 1], nodes.Text):
+            text = parent[at - 1].rstrip("([\N{LEFT DOUBLE QUOTATION MARK}")
+            whole += nodes.Text(parent[at - 1][len(text) :])
             parent[at - 1] = nodes.Text(text)
+        parent[at] = whole
+        whole += formula
         if at + 1 < len(parent) and isinstance(parent[at + 1], nodes.Text):
-            after, text = re.fullmatch(r"([\])”’.,;:!?%]*)(.*)", parent[at + 1], re.DOTALL).groups()
+            text = parent[at + 1].lstrip(")].,;:!?%\N{RIGHT DOUBLE QUOTATION MARK}")
+            whole += nodes.Text(parent[at + 1][: len(parent[at + 1]) - len(text)])
             parent[at + 1] = nodes.Text(text)
-        if before or after:
-            whole = nodes.inline("", nodes.Text(before), classes=["unbroken"])
-            parent[at] = whole
-            whole += [formula, nodes.Text(after)]
 
 
-def _mark_long_code(app: Any, doctree: Any) -> None:
+def mark_long_code(app: Any, doctree: Any) -> None:
     """Give the class ``long`` to code in tables that may break at its spaces."""
     for entry in doctree.findall(nodes.entry):
         for code in entry.findall(nodes.literal):
@@ -114,7 +114,7 @@ def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("api", Api)
     app.connect("config-inited", _substitute)
-    for change in (_mark_captions, _keep_together, _mark_long_code):
+    for change in (_mark_captions, keep_together, mark_long_code):
         app.connect("doctree-read", change)
     app.connect("build-finished", _mend_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
