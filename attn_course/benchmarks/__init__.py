@@ -1,10 +1,22 @@
 """Benchmarks: every chapter's kernels against their peers, and the runs that are stored.
 
 ``python -m attn_course.benchmarks`` checks, measures and stores; a chapter draws what is
-stored with ``plot_results``.
+stored with ``plot_results``. What a cell measures in passing, it measures with
+``median_ms``, ``kept_megabytes``, ``share_right`` and ``likeness``.
 """
 
+from attn_course.benchmarks.measures import kept_megabytes, likeness, median_ms, share_right
 from attn_course.benchmarks.plot import describe_run, plot_results
 from attn_course.benchmarks.results import RESULTS, find_run, load_results
 
-__all__ = ["RESULTS", "describe_run", "find_run", "load_results", "plot_results"]
+__all__ = [
+    "RESULTS",
+    "describe_run",
+    "find_run",
+    "kept_megabytes",
+    "likeness",
+    "load_results",
+    "median_ms",
+    "plot_results",
+    "share_right",
+]

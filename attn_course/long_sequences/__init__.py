@@ -35,7 +35,13 @@ from attn_course.long_sequences.forum import (
 from attn_course.long_sequences.layer import WindowedSelfAttention
 from attn_course.long_sequences.ledger import MemoryLedger, Row, memory_ledger
 from attn_course.long_sequences.ops import windowed_attention
-from attn_course.long_sequences.reading import Reading, columns_read, load_recogniser, read_lines
+from attn_course.long_sequences.reading import (
+    Reading,
+    attention_inputs,
+    columns_read,
+    load_recogniser,
+    read_lines,
+)
 from attn_course.long_sequences.recurrent import BothWays, LineNorm
 
 __all__ = [
@@ -53,6 +59,7 @@ __all__ = [
     "Row",
     "Segment",
     "WindowedSelfAttention",
+    "attention_inputs",
     "character_error_rate",
     "columns_read",
     "ctc_beam",

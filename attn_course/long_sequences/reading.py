@@ -126,6 +126,51 @@ def columns_read(weights: Tensor, segments: Sequence[Segment], width: int) -> Te
     return columns
 
 
+@torch.no_grad()
+def attention_inputs(model: AttentionCRNN, images: Tensor, widths: Tensor) -> Tensor:
+    """What the attention of a recogniser gets of many lines, as if they were one.
+
+    Each line is read alone, so that no padding stands between them.
+
+    Args:
+        model: A recogniser with attention; it is left in the mode in which it was.
+        images: ``[batch, in_channels, height, width]``.
+        widths: How many columns of each count, ``[batch]``.
+
+    Returns:
+        The steps of all lines, one line after the other, ``[steps, dim]``.
+
+    Raises:
+        ValueError: The model has no attention, there are no lines, there is not one width
+            for each, or as in ``forward``.
+
+    Example:
+        >>> model = AttentionCRNN(num_classes=10, attention="full")
+        >>> images, widths = torch.rand(2, 1, 16, 40), torch.tensor([40, 20])
+        >>> attention_inputs(model, images, widths).shape[0] == sum(
+        ...     len(attention_inputs(model, images[[i]], widths[[i]])) for i in range(2)
+        ... )
+        True
+    """
+    if model.attention is None:
+        raise ValueError("model must have attention, got one without.")
+    if not len(images) or len(images) != len(widths):
+        raise ValueError(
+            f"widths must hold one for each of at least one image, got {len(widths)} for "
+            f"{len(images)}."
+        )
+    lines: list[Tensor] = []
+    was_training = model.training
+    model.eval()
+    with model.attention.register_forward_pre_hook(lambda _, given: lines.append(given[0][0])):
+        try:
+            for image, width in zip(images, widths.tolist(), strict=True):
+                model(image[None, ..., :width])
+        finally:
+            model.train(was_training)
+    return torch.cat(lines)
+
+
 def load_recogniser(name: str = "digit_lines_crnn") -> AttentionCRNN:
     """A recogniser that comes with the course, in evaluation mode.
 

@@ -7,6 +7,7 @@ ways to write with them: greedy decoding and beam search.
 from attn_course.seq2seq.attention import SCORINGS, UniformAttention
 from attn_course.seq2seq.decoder import AttentionDecoder
 from attn_course.seq2seq.encoder import Encoder, EncoderOutput
+from attn_course.seq2seq.lookups import asked_and_known
 from attn_course.seq2seq.model import Seq2Seq, place
 from attn_course.seq2seq.search import Decoded, beam_search, greedy_decode
 from attn_course.seq2seq.state import DecoderState
@@ -28,6 +29,7 @@ __all__ = [
     "Translation",
     "Translator",
     "UniformAttention",
+    "asked_and_known",
     "beam_search",
     "build_translator",
     "greedy_decode",

@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attn_course.data import Vocabulary, pretrained
+from attn_course.data import (
+    Pair,
+    TranslationBatches,
+    Vocabulary,
+    pretrained,
+    translation_batches,
+)
 from attn_course.seq2seq.decoder import AttentionDecoder
 from attn_course.seq2seq.encoder import Encoder
 from attn_course.seq2seq.model import Seq2Seq
@@ -107,6 +113,41 @@ class Translator(NamedTuple):
                 self.model, source, lens, width=width, length_penalty=length_penalty, **options
             )
         return [self._translation(written, i, ids[i]) for i in range(len(ids))]
+
+    def batches(
+        self, pairs: Sequence[Pair], *, batch_size: int = 500, seed: int | None = None
+    ) -> TranslationBatches:
+        """Pairs as the model reads them: padded batches of ids.
+
+        Args:
+            pairs: Sentences and their translations, in the languages of the vocabularies.
+            batch_size: How many pairs a batch holds.
+            seed: As in ``translation_batches``.
+
+        Raises:
+            ValueError: As in ``translation_batches``.
+        """
+        return translation_batches(
+            pairs, self.source, self.target, batch_size=batch_size, seed=seed
+        )
+
+    @torch.no_grad()
+    def forced_weights(self, pair: Pair) -> Any:
+        """What the model attends to while the right translation is written, not its own.
+
+        Args:
+            pair: A sentence and its translation. A model with dropout has to be in
+                evaluation mode.
+
+        Returns:
+            Of a batch of one, what the model returns with ``need_weights=True``: of
+            ``Seq2Seq`` ``[1, ..., target_len, source_len]``; both lengths count ``<eos>``.
+
+        Raises:
+            ValueError: A token is unknown.
+        """
+        (one,) = self.batches([pair])
+        return self.model(**one.inputs, need_weights=True)[1]
 
     def _translation(self, written: Decoded, i: int, source: Tensor) -> Translation:
         steps = min(int(written.lengths[i]) + 1, written.tokens.shape[1])

@@ -16,6 +16,7 @@ from attn_course.long_sequences import (
     LineNorm,
     Reading,
     Segment,
+    attention_inputs,
     character_error_rate,
     columns_read,
     ctc_beam,
@@ -312,3 +313,27 @@ def test_the_recogniser_that_comes_with_the_course_reads() -> None:
     assert all(reading.columns is not None for reading in readings)
     with pytest.raises(ValueError, match="no pretrained model 'digit_lines'"):
         load_recogniser("digit_lines")
+
+
+def test_attention_inputs_are_lines_without_padding() -> None:
+    model, images = small(attention="full").train(), pictures(3)
+    widths = torch.tensor([30, 16, 24])
+    found = attention_inputs(model, images, widths)
+    assert model.training and not found.requires_grad
+    assert model.attention is not None and not model.attention._forward_pre_hooks
+    seen: list[torch.Tensor] = []
+    with (
+        torch.no_grad(),
+        model.attention.register_forward_pre_hook(lambda _, given: seen.append(given[0])),
+    ):
+        for image, width in zip(images, widths.tolist(), strict=True):
+            model.eval()(image[None, :, :, :width])
+    torch.testing.assert_close(found, torch.cat([x[0] for x in seen]))
+
+
+def test_attention_inputs_need_attention_and_lines() -> None:
+    with pytest.raises(ValueError, match="model must have attention"):
+        attention_inputs(small(attention=None), pictures(1), torch.tensor([30]))
+    for count in (0, 2):
+        with pytest.raises(ValueError, match=f"got 1 for {count}"):
+            attention_inputs(small(attention="full"), pictures(count), torch.tensor([30]))

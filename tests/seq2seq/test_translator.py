@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from attn_course.data import SIGNPOST, Pair, Vocabulary, checkpoints, save_pretrained
+from attn_course.data import (
+    SIGNPOST,
+    Pair,
+    Vocabulary,
+    checkpoints,
+    save_pretrained,
+    translation_batches,
+)
 from attn_course.seq2seq import (
+    asked_and_known,
     beam_search,
     build_translator,
     greedy_decode,
@@ -113,3 +121,58 @@ def test_the_one_that_is_shipped_knows_the_signpost() -> None:
     chat, noir = translation.weights[2, :4], translation.weights[3, :4]
     assert translation.target[2:4] == ["chat", "noir"]
     assert int(chat.argmax()) == 3 and int(noir.argmax()) in (2, 3)
+
+
+def test_batches_are_those_of_its_vocabularies() -> None:
+    translator = small()
+    ours = list(translator.batches(PAIRS, batch_size=16, seed=3))
+    words = translator.source, translator.target
+    theirs = list(translation_batches(PAIRS, *words, batch_size=16, seed=3))
+    assert len(ours) == 3
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.source, other.source) and torch.equal(one.target, other.target)
+    (whole,) = translator.batches(PAIRS)
+    assert len(whole.source) == 40
+
+
+def test_forced_weights_are_of_the_right_words() -> None:
+    translator = small()
+    translator.model.eval()
+    pair = PAIRS[0]
+    weights = translator.forced_weights(pair)
+    ids = (
+        [[*translator.source.encode(pair.source), 2]],
+        [[1, *translator.target.encode(pair.target)]],
+    )
+    source, read = (torch.tensor(side) for side in ids)
+    _, expected = translator.model(source, torch.tensor([4]), read, need_weights=True)
+    assert weights.shape == (1, 4, 4) and not weights.requires_grad
+    torch.testing.assert_close(weights, expected)
+
+
+LINKED = Pair("a black cat", "un chat noir", links=((0, 0), (1, 2), (2, 1)))
+
+
+def test_queries_and_keys_make_the_weights() -> None:
+    """Scored by hand, they give what the model attended to."""
+    translator = small()
+    translator.model.eval()
+    queries, keys = asked_and_known(translator, [LINKED, LINKED])
+    words = LINKED.source.split()
+    assert [word for word, _ in keys] == words * 2
+    assert [word for word, _ in queries] == [words[i] for i, _ in LINKED.links] * 2
+    w_v = translator.model.decoder.attention.scoring.w_v
+    known = torch.stack([vector for _, vector in keys[:3]])
+    weights = translator.forced_weights(LINKED)[0, :, :3]  # without the key of <eos>
+    for (_, vector), (_, j) in zip(queries, LINKED.links, strict=False):
+        scores = torch.tanh(vector + known) @ w_v
+        torch.testing.assert_close(scores.softmax(-1), weights[j] / weights[j].sum())
+        assert not vector.requires_grad
+    assert not translator.model.decoder.attention.scoring.W_q._forward_hooks
+
+
+def test_queries_need_a_projection_and_pairs() -> None:
+    with pytest.raises(TypeError, match="projects queries by W_q, got UniformAttention"):
+        asked_and_known(small(scoring="uniform"), [LINKED])
+    with pytest.raises(ValueError, match="pairs must hold at least one pair"):
+        asked_and_known(small(), [])

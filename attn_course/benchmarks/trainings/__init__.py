@@ -19,8 +19,15 @@ from attn_course.benchmarks.trainings.common import (
     train,
     vocabularies,
 )
+from attn_course.benchmarks.trainings.curve import LossCurve
 from attn_course.benchmarks.trainings.seq2seq import DECODER, ENCODER
 from attn_course.benchmarks.trainings.stored import STORED, find_training, store
+from attn_course.benchmarks.trainings.tables import (
+    OverSeeds,
+    exact_match_table,
+    lecture_sentences,
+    over_seeds,
+)
 
 __all__ = [
     "BATCH_SIZE",
@@ -34,12 +41,17 @@ __all__ = [
     "SHORT_SIZE",
     "SIZE",
     "STORED",
+    "LossCurve",
+    "OverSeeds",
     "Record",
     "exact_match",
+    "exact_match_table",
     "find_training",
+    "lecture_sentences",
     "main",
     "next_token_loss",
     "on_grammar",
+    "over_seeds",
     "store",
     "train",
     "vocabularies",

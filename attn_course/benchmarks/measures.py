@@ -1,0 +1,126 @@
+"""What a cell of a notebook measures: time, memory, right answers, likeness.
+
+For a look in passing, on a CPU. The stored runs take more care: see ``measure`` in
+``clock``, and ``memory``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attn_course._validation import check_counts, check_floating, check_rank, check_tensor
+from attn_course.benchmarks.clock import cpu_timer
+from attn_course.long_sequences import memory_ledger
+
+
+def median_ms(call: Callable[[], object], *, repeats: int = 9) -> float:
+    """The milliseconds that a call takes on a CPU, the median of some.
+
+    A first call is not counted: it may load, compile or allocate what later ones find there.
+
+    Args:
+        call: What to time, without arguments. It has to end when it returns: a GPU goes on
+            working, and is timed by ``python -m attn_course.benchmarks``.
+        repeats: How many calls to count.
+
+    Raises:
+        TypeError: ``call`` cannot be called, e.g. since it is the result of a call.
+        ValueError: ``repeats`` is no integer of at least 1.
+
+    Example:
+        >>> x = torch.rand(200, 200)
+        >>> 0 < median_ms(lambda: x @ x, repeats=3) < 1e3
+        True
+    """
+    _check_call(call)
+    check_counts(repeats=repeats)
+    call()
+    return 1e3 * statistics.median(cpu_timer(call) for _ in range(repeats))
+
+
+def kept_megabytes(call: Callable[[], object]) -> float:
+    """The megabytes that autograd keeps of what a call computes, for the backward pass.
+
+    Every storage counts once, and in full: parameters and inputs too, where autograd refers
+    to them. ``memory_ledger`` tells these apart from what the call has made.
+
+    Args:
+        call: The forward pass, without arguments.
+
+    Raises:
+        TypeError: ``call`` cannot be called, e.g. since it is the result of a call.
+
+    Example:
+        >>> x = torch.rand(1000, 250, requires_grad=True)
+        >>> kept_megabytes(lambda: x.exp())  # what exp returns is also its derivative
+        1.0
+    """
+    _check_call(call)
+    with memory_ledger() as ledger:
+        call()
+    return (ledger.total + ledger.parameters + ledger.inputs) / 1e6
+
+
+def share_right(votes: Tensor, labels: Tensor) -> float:
+    """The share of rows whose largest vote is for the right class.
+
+    Args:
+        votes: A number for each class, ``[n, classes]``: logits, probabilities or sums.
+        labels: The right classes, ``[n]``.
+
+    Raises:
+        TypeError: One of them is no tensor.
+        ValueError: The shapes do not fit each other, or there are no rows.
+
+    Example:
+        >>> share_right(torch.tensor([[0.9, 0.1], [0.6, 0.4]]), torch.tensor([0, 1]))
+        0.5
+    """
+    check_tensor("votes", votes)
+    check_tensor("labels", labels)
+    if votes.ndim != 2 or not votes.numel():
+        raise ValueError(f"votes must have shape [n, classes], n > 0, got {list(votes.shape)}.")
+    if labels.shape != votes.shape[:1]:
+        raise ValueError(f"labels must have shape [{len(votes)}], got {list(labels.shape)}.")
+    return (votes.argmax(1) == labels).float().mean().item()
+
+
+def likeness(tokens: Tensor) -> float:
+    """How alike the tokens of a sequence are: the mean cosine between two different ones.
+
+    Args:
+        tokens: ``[..., length, dim]``; of several sequences the mean.
+
+    Returns:
+        1 where all point the same way, about 0 where their directions are random.
+
+    Raises:
+        TypeError: The tokens are no floating-point tensor.
+        ValueError: There are not at least two.
+
+    Example:
+        >>> likeness(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        0.0
+        >>> likeness(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
+        1.0
+    """
+    check_floating("tokens", tokens)
+    check_rank("tokens", tokens, 2, "[..., length, dim]")
+    length = tokens.shape[-2]
+    if length < 2 or not tokens.numel():
+        raise ValueError(f"tokens must be at least two in a sequence, got {list(tokens.shape)}.")
+    unit = torch.nn.functional.normalize(tokens, dim=-1)
+    pairs = (unit @ unit.mT).sum((-2, -1)) - length  # without each with itself
+    return (pairs / (length * (length - 1))).mean().item()
+
+
+def _check_call(call: object) -> None:
+    if not callable(call):
+        raise TypeError(
+            f"call must be a function without arguments, got {type(call).__name__}. "
+            "Put lambda: before what is to be computed."
+        )
