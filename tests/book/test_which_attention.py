@@ -160,7 +160,7 @@ def test_what_a_translator_loses_that_may_not_look_back() -> None:
 
 
 def test_the_page_has_all_ten_rows_and_leads_to_every_chapter() -> None:
-    rows = list(tables(PAGE)["chapter"])
+    rows = list(tables(PAGE)["Chapter"])
     assert len(rows) == len(CHAPTERS)
     for row, (number, name) in zip(rows, CHAPTERS.items(), strict=True):
         assert row.startswith(f"[{number} ") and f"{number:02d}_{name}.ipynb" in row
