@@ -27,6 +27,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from pybtex.database import parse_file
+from pybtex.richtext import Text
 
 from attn_course import CHAPTERS as CHAPTER_MAP
 from tools.course import CHAPTERS, EXERCISES, NOTEBOOKS, ROOT, branch, numbered, repository
@@ -51,6 +52,15 @@ TEXT_SOLUTION = re.compile(
 )
 MARKERS = re.compile(
     r"^[ \t]*(### (BEGIN|END) SOLUTION|<!-- (BEGIN|END) SOLUTION -->)\n?", re.MULTILINE
+)
+#: What an exercise page says about working on it, and what a page of solutions says instead.
+HOW_TO_WORK = re.compile(
+    r"^\*\*How to work\.\*\*.*?\[a notebook of their own\]\([^)]*\)\.$", re.DOTALL | re.MULTILINE
+)
+SOLVED = (
+    "**These are worked solutions.** Each stands where the exercise has a stub, its check passes "
+    "below it, and what follows says why. The exercises are in "
+    "[their own notebook](../exercises/{name})."
 )
 
 
@@ -82,6 +92,7 @@ def derive(
         if cell.cell_type == "markdown":
             if solved:
                 text = re.sub("^# Exercises: ", "# Solutions: ", text, flags=re.MULTILINE)
+                text = HOW_TO_WORK.sub(SOLVED.format(name=target.name), text)
             text = text.replace("<!-- generated: badges -->", _badges(target, course))
             cell.source = CITATION.sub(_cite, text)
         else:
@@ -135,7 +146,7 @@ def _cite(match: re.Match[str]) -> str:
             names = f"{people[0]} et al."
         else:
             names = " and ".join(people)
-        names = names.replace("{", "").replace("}", "")
+        names = str(Text.from_latex(names))
         year = entry.fields["year"]
         label = f"{names} ({year})" if match[1] == "t" else f"{names}, {year}"
         doi = entry.fields.get("doi")

@@ -31,7 +31,7 @@ def describe_run(name: str, device: str = "cuda", directory: Path = RESULTS) -> 
 
     Example:
         >>> describe_run("no_such_case")
-        'No run on a GPU is stored yet. To make one: python -m attn_course.benchmarks no_such_case'
+        'No run on a GPU is stored; make one: python -m attn_course.benchmarks no_such_case'
     """
     record = find_run(name, device, directory)
     if record is not None:
@@ -42,7 +42,7 @@ def describe_run(name: str, device: str = "cuda", directory: Path = RESULTS) -> 
     # A case runs on a GPU if there is one, a module of its own on the CPU.
     if device == ("cuda" if name in STEPS else "cpu"):
         command += f" --device {device}"
-    return f"No run on {where} is stored yet. To make one: {command}"
+    return f"No run on {where} is stored; make one: {command}"
 
 
 def _line(record: Record) -> str:

@@ -25,7 +25,7 @@ class History:
 
     Example:
         >>> History(train_loss=[0.5, 0.25], val=[0.3, 0.4], best_epoch=1, planned_epochs=9)
-        stopped after 2 of 9 epochs, final loss 0.25, best epoch 1
+        stopped after 2 of 9 epochs, last mean loss 0.25, best epoch 1
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ class History:
         else:
             text = f"{done} epoch" if done == 1 else f"{done} epochs"
         if self.train_loss:
-            text += f", final loss {self.train_loss[-1]:.4g}"
+            text += f", {'last ' if done > 1 else ''}mean loss {self.train_loss[-1]:.4g}"
         if self.best_epoch is not None:
             text += f", best epoch {self.best_epoch}"
         return text

@@ -141,7 +141,7 @@ def test_what_is_not_measured_cannot_be_drawn(tmp_path: Path) -> None:
 def test_without_a_run_the_figure_says_so(tmp_path: Path) -> None:
     figure = plot_results("kernel_regression", directory=tmp_path)
     text = figure.axes[0].texts[0].get_text()
-    assert text.startswith("No run on a GPU is stored yet.")
+    assert text.startswith("No run on a GPU is stored;")
     assert "python -m attn_course.benchmarks kernel_regression" in text
     assert "--device cpu" in describe_run("sums", "cpu", tmp_path)
 

@@ -159,7 +159,7 @@ def test_early_stop_puts_the_best_parameters_back():
     assert history.val == [5.0, 3.0, 4.0, 3.0, 9.0]  # an equal value is no improvement
     assert history.best_epoch == 2
     assert model.scale.item() == seen[1] != seen[-1]
-    assert repr(history).startswith("stopped after 5 of 9 epochs, final loss ")
+    assert repr(history).startswith("stopped after 5 of 9 epochs, last mean loss ")
     assert not model.training
 
 
@@ -274,8 +274,8 @@ def test_trains_on_another_device():
 
 
 def test_history_in_words():
-    assert repr(History([1 / 3], planned_epochs=1)) == "1 epoch, final loss 0.3333"
-    text = "4 epochs, final loss 1.235e-05, best epoch 3"
+    assert repr(History([1 / 3], planned_epochs=1)) == "1 epoch, mean loss 0.3333"
+    text = "4 epochs, last mean loss 1.235e-05, best epoch 3"
     assert repr(History([1, 1, 1, 1.23456e-5], [1, 1, 0, 1], 3, 4)) == text
     assert History([1.0], seconds=1.0) == History([1.0], seconds=2.0)
 

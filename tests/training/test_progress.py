@@ -51,7 +51,7 @@ def test_terminal_uses_stdout_and_ends_with_the_result(capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert err == ""
     assert "2.0 of 3 epochs, loss 0.25" in out
-    assert out.endswith("\r3 epochs, final loss 0.25\n")
+    assert out.endswith("\r3 epochs, last mean loss 0.25\n")
 
 
 class Screen:
@@ -87,7 +87,7 @@ def test_notebook_bar_replaces_itself_and_leaves_nothing_but_the_result(capsys, 
     assert first == last == {"text/html": "", "text/plain": ""}
     assert len(between) == 3
     assert '<progress value="2" max="3"></progress>' in between[1]["text/html"]
-    assert capsys.readouterr() == ("3 epochs, final loss 0.25\n", "")
+    assert capsys.readouterr() == ("3 epochs, last mean loss 0.25\n", "")
 
 
 def test_notebook_bar_goes_away_when_training_fails(capsys, screen):
