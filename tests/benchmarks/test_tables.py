@@ -151,8 +151,8 @@ def test_the_curve_is_drawn() -> None:
     curve.points = [(0, 4.0), (50, 0.5)]
     curve.plot(ax)
     (line,) = ax.get_lines()
-    x, y = (list(side) for side in line.get_data())
-    assert (x, y) == ([0, 50], [4.0, 0.5]) and ax.get_yscale() == "log"
+    points = torch.as_tensor(line.get_xydata()).tolist()
+    assert points == [[0, 4.0], [50, 0.5]] and ax.get_yscale() == "log"
     plt.close("all")
 
 
