@@ -17,6 +17,24 @@ function stack() {
   }
 }
 
-addEventListener("load", stack);
-phone.addEventListener("change", stack);
-document.addEventListener("toggle", stack, true); // what was folded has no width
+// Formulas that are too wide are drawn smaller, while they can still be read; then they scroll.
+function shrink() {
+  for (const formula of document.querySelectorAll('article mjx-container[display="true"]')) {
+    formula.style.fontSize = "";
+    const share = formula.clientWidth / formula.scrollWidth;
+    if (phone.matches && share < 1) formula.style.fontSize = `${Math.max(65, Math.floor(100 * share))}%`;
+  }
+}
+
+function fit() {
+  stack();
+  shrink();
+}
+
+addEventListener("load", async () => {
+  fit();
+  await window.MathJax?.startup?.promise;
+  fit();
+});
+phone.addEventListener("change", fit);
+document.addEventListener("toggle", fit, true); // what was folded has no width
