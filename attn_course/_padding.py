@@ -5,14 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attn_course._validation import (
-    broadcast_batch,
-    check_floating,
-    check_mask,
-    check_rank,
-    check_valid_lens,
-    combine,
-)
+from attn_course._masks import check_mask, check_valid_lens, combine
+from attn_course._validation import broadcast_batch, check_floating, check_rank
 
 #: Numbers below it stay finite when they are multiplied, summed and masked.
 _HARMLESS = 1e8

@@ -85,6 +85,19 @@ def require(device: torch.device | None = None) -> None:
         )
 
 
+def require_dot(dtype: torch.dtype) -> None:
+    """Raise unless ``tl.dot``, for kernels that call it, takes ``dtype`` here.
+
+    Raises:
+        TypeError: It is float64, on a GPU or in an interpreter that is too old.
+    """
+    if dtype == torch.float64 and not FLOAT64_DOT:
+        raise TypeError(
+            "impl='triton' has no float64 on a GPU, nor interpreted before triton 3.5: "
+            "use impl='reference'."
+        )
+
+
 def describe() -> str:
     """Say in a few words how kernels run in this process.
 

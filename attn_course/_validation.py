@@ -6,6 +6,7 @@ expected and what came.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import torch
@@ -35,11 +36,40 @@ def check_rank(name: str, tensor: Tensor, least: int, shape: str) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {list(tensor.shape)}.")
 
 
+def check_tokens(name: str, x: object, length: str, width: int) -> None:
+    """Raise unless ``x`` holds a vector for each token, ``[batch, length, width]``.
+
+    Args:
+        name: What to call it in messages.
+        x: What came.
+        length: What to call the number of tokens.
+        width: Of a vector.
+    """
+    check_floating(name, x)
+    assert isinstance(x, Tensor)
+    if x.ndim != 3 or x.shape[2] != width:
+        raise ValueError(f"{name} must have shape [batch, {length}, {width}], got {list(x.shape)}.")
+
+
 def check_choice(name: str, value: object, options: Collection[str]) -> None:
     """Raise ``ValueError`` unless ``value`` is one of ``options``."""
     if value not in options:
         listed = ", ".join(repr(option) for option in options)
         raise ValueError(f"{name} must be one of {listed}, got {value!r}.")
+
+
+def check_number(name: str, value: object, expected: str = "a number") -> None:
+    """Raise unless ``value`` is a finite number; ``expected`` is what a message asks for."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be {expected}, got {type(value).__name__}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}.")
+
+
+def check_integer(name: str, value: object) -> None:
+    """Raise ``TypeError`` unless ``value`` is an integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}.")
 
 
 def check_positive(name: str, value: float | Tensor) -> None:
@@ -55,7 +85,7 @@ def check_positive(name: str, value: float | Tensor) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value.detach().tolist()}.")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.")
-    if not 0 < value < float("inf"):
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {value}.")
 
 
@@ -103,26 +133,6 @@ def check_dropout(name: str, value: float) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {value}.")
 
 
-def check_window(window: tuple[int | None, int | None] | None) -> tuple[int | None, int | None]:
-    """Return how many keys may be seen to the left and to the right; ``None``: all.
-
-    Raises:
-        TypeError: It is not a pair of integers or ``None``.
-        ValueError: A number is negative.
-    """
-    if window is None:
-        return None, None
-    if not isinstance(window, tuple | list) or len(window) != 2:
-        raise TypeError(f"window must be a pair (left, right), got {window!r}.")
-    for side in window:
-        if side is not None and (isinstance(side, bool) or not isinstance(side, int)):
-            raise TypeError(f"window must hold integers or None, got {window!r}.")
-        if side is not None and side < 0:
-            raise ValueError(f"window must hold no number below 0, got {window!r}.")
-    left, right = window
-    return left, right
-
-
 def check_slopes(slopes: Tensor, batch_shape: tuple[int, ...], device: torch.device) -> None:
     """Raise unless ``slopes`` holds a number for each head, the last batch dimension."""
     check_floating("bias_slopes", slopes)
@@ -133,6 +143,49 @@ def check_slopes(slopes: Tensor, batch_shape: tuple[int, ...], device: torch.dev
         )
     if slopes.device != device:
         raise ValueError(f"bias_slopes must be on {device}, like query, got {slopes.device}.")
+
+
+def check_need_weights(need_weights: bool, impl: str) -> None:
+    """Raise ``ValueError`` if weights are asked of who never stores them."""
+    if need_weights and impl not in ("auto", "reference"):
+        raise ValueError(
+            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
+            "use impl='reference' or 'auto'."
+        )
+
+
+def check_query_key_value(query: Tensor, key: Tensor, value: Tensor, advice: str = "") -> None:
+    """Raise unless queries, keys and values fit each other, up to their batch dimensions.
+
+    Args:
+        query: ``[..., query_len, dim]``.
+        key: ``[..., key_len, dim]``; at least one.
+        value: ``[..., key_len, value_dim]``.
+        advice: What to do where keys are not as wide as queries.
+    """
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_floating(name, tensor)
+    check_rank("query", query, 2, "[..., query_len, dim]")
+    check_rank("key", key, 2, "[..., key_len, dim]")
+    check_rank("value", value, 2, "[..., key_len, value_dim]")
+    check_together(query=query, key=key, value=value)
+    dim = query.shape[-1]
+    if key.shape[-1] != dim:
+        raise ValueError(f"key must have the width of query, {dim}, got {key.shape[-1]}{advice}.")
+    check_rows(key, value)
+    if dim == 0 or value.shape[-1] == 0:
+        raise ValueError(
+            f"query and value must have at least one column, got {dim} and {value.shape[-1]}."
+        )
+
+
+def check_rows(key: Tensor, value: Tensor) -> None:
+    """Raise ``ValueError`` unless there are keys, and a value for each."""
+    key_len = key.shape[-2]
+    if value.shape[-2] != key_len:
+        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
+    if key_len == 0:
+        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
 
 
 def check_together(**tensors: Tensor) -> None:
@@ -161,108 +214,3 @@ def broadcast_batch(**tensors: Tensor) -> tuple[int, ...]:
     except RuntimeError:
         listed = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
         raise ValueError(f"the batch dimensions must broadcast, got {listed}.") from None
-
-
-def check_valid_lens(
-    valid_lens: Tensor | None,
-    batch_shape: tuple[int, ...],
-    query_len: int,
-    key_len: int,
-    device: torch.device,
-) -> Tensor | None:
-    """Check how many leading keys count, and shape it for broadcasting.
-
-    Args:
-        valid_lens: Integers in [0, key_len], one for each batch item, ``[batch]``, or
-            each query, ``[batch, query_len]``. ``batch`` is the first of the batch
-            dimensions; without any, a scalar or ``[query_len]``.
-        batch_shape: The shape of the batch dimensions.
-        query_len: Number of queries.
-        key_len: Number of keys.
-        device: Where it must live.
-
-    Returns:
-        The lengths, ``[batch, 1 for each inner batch dimension, query_len or 1]``.
-
-    Raises:
-        TypeError: It does not hold integers.
-        ValueError: A shape, a device or a length is out of place. On CUDA devices
-            lengths are taken on trust: looking would make the host wait.
-    """
-    if valid_lens is None:
-        return None
-    check_tensor("valid_lens", valid_lens)
-    if valid_lens.is_floating_point() or valid_lens.dtype == torch.bool:
-        raise TypeError(f"valid_lens must hold integers, got {valid_lens.dtype}.")
-    batch = batch_shape[:1]
-    if tuple(valid_lens.shape) not in (batch, (*batch, query_len)):
-        raise ValueError(
-            f"valid_lens must have shape {list(batch)} or {[*batch, query_len]}, "
-            f"got {list(valid_lens.shape)}."
-        )
-    _check_device("valid_lens", valid_lens, device)
-    if device.type != "cuda" and valid_lens.numel():
-        for extreme in valid_lens.aminmax():
-            if not 0 <= extreme.item() <= key_len:
-                raise ValueError(
-                    f"valid_lens must lie in [0, {key_len}], the number of keys, "
-                    f"got {extreme.item()}."
-                )
-    per_query = valid_lens.ndim > len(batch)
-    inner = (1,) * (len(batch_shape) - len(batch))
-    return valid_lens.reshape(*batch, *inner, query_len if per_query else 1)
-
-
-def check_mask(
-    mask: Tensor | None,
-    batch_shape: tuple[int, ...],
-    query_len: int,
-    key_len: int,
-    device: torch.device,
-) -> Tensor | None:
-    """Check a mask, ``True`` = may attend, that broadcasts to the weights.
-
-    Returns:
-        The mask with at least two dimensions.
-
-    Raises:
-        TypeError: It does not hold booleans.
-        ValueError: Its shape or device is out of place.
-    """
-    if mask is None:
-        return None
-    check_tensor("mask", mask)
-    if mask.dtype != torch.bool:
-        raise TypeError(
-            f"mask must hold booleans (True = may attend), got {mask.dtype}. "
-            "Compare with zero first if it holds numbers."
-        )
-    _check_device("mask", mask, device)
-    full = (*batch_shape, query_len, key_len)
-    if mask.ndim > len(full) or any(
-        size not in (1, expected)
-        for size, expected in zip(mask.shape[::-1], full[::-1], strict=False)
-    ):
-        raise ValueError(
-            f"mask must broadcast to {list(full)}, the shape of the weights, "
-            f"got {list(mask.shape)}."
-        )
-    return mask.reshape((1,) * max(0, 2 - mask.ndim) + tuple(mask.shape))
-
-
-def combine(lens: Tensor | None, mask: Tensor | None, key_len: int) -> Tensor | None:
-    """The one mask, from the checked lengths and the checked mask.
-
-    Returns:
-        Booleans that broadcast to ``[*batch_shape, query_len, key_len]``, ``True`` =
-        may attend, or ``None`` where everything is allowed.
-    """
-    if lens is None:
-        return mask
-    allowed = torch.arange(key_len, device=lens.device) < lens.unsqueeze(-1)
-    return allowed if mask is None else allowed & mask
-
-
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on {device}, like what it masks, got {tensor.device}.")

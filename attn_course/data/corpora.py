@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from random import Random
 
+from attn_course._validation import check_counts
 from attn_course.data.download import Remote, locate
 from attn_course.data.pairs import Pair, Translations
 
@@ -92,8 +93,8 @@ def tatoeba(
         tatoeba.org, pairs by manythings.org/anki, licence CC BY 2.0 FR.
     """
     for name, value in (("size", size), ("max_len", max_len)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        if value is not None:
+            check_counts(**{name: value})
     if not 0 < held_out < 0.5:
         raise ValueError(f"held_out must lie between 0 and 0.5, got {held_out}.")
     path = locate(TATOEBA_FILES, TATOEBA, folder, download)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course._padding import disarm_padding
-from attn_course._validation import check_choice, check_dropout, check_positive
+from attn_course._validation import check_choice, check_counts, check_dropout, check_positive
 from attn_course.dot_product import ops
 
 
@@ -147,9 +147,7 @@ class BilinearAttention(DotProductAttention):
         impl: str = "auto",
     ) -> None:
         super().__init__(scale=scale, dropout=dropout, impl=impl)
-        for name, size in (("query_dim", query_dim), ("key_dim", key_dim)):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        check_counts(query_dim=query_dim, key_dim=key_dim)
         # M k then varies as much as k does.
         self.M = nn.Parameter(torch.randn(query_dim, key_dim) * key_dim**-0.5)
 

@@ -10,19 +10,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course import _triton
+from attn_course._masks import check_mask, check_valid_lens, check_window, combine
 from attn_course._padding import disarm_checked
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
     check_dropout,
     check_floating,
-    check_mask,
-    check_rank,
+    check_integer,
+    check_need_weights,
+    check_number,
+    check_query_key_value,
     check_slopes,
-    check_together,
-    check_valid_lens,
-    check_window,
-    combine,
 )
 from attn_course.dot_product import reference
 
@@ -237,7 +236,7 @@ def dot_product_attention(
         tensor([[10.],
                 [20.]])
     """
-    _check_tensors(query, key, value)
+    check_query_key_value(query, key, value, ": BilinearAttention takes keys of another width")
     check_scale(scale)
     check_dropout("dropout_p", dropout_p)
     check_choice("impl", impl, IMPLEMENTATIONS)
@@ -274,41 +273,14 @@ def check_scale(scale: float | Tensor | None) -> None:
         if scale.numel() != 1:
             raise ValueError(f"scale must have one element, got shape {list(scale.shape)}.")
     elif scale is not None:
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise TypeError(f"scale must be a number or a tensor, got {type(scale).__name__}.")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}.")
-
-
-def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_floating(name, tensor)
-    check_rank("query", query, 2, "[..., query_len, dim]")
-    check_rank("key", key, 2, "[..., key_len, dim]")
-    check_rank("value", value, 2, "[..., key_len, value_dim]")
-    check_together(query=query, key=key, value=value)
-    dim, key_len = query.shape[-1], key.shape[-2]
-    if key.shape[-1] != dim:
-        raise ValueError(
-            f"key must have the width of query, {dim}, got {key.shape[-1]}: "
-            "BilinearAttention takes keys of another width."
-        )
-    if value.shape[-2] != key_len:
-        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
-    if key_len == 0:
-        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
-    if dim == 0 or value.shape[-1] == 0:
-        raise ValueError(
-            f"query and value must have at least one column, got {dim} and {value.shape[-1]}."
-        )
+        check_number("scale", scale, "a number or a tensor")
 
 
 def _bounds(
     n: int, m: int, is_causal: bool, window: Window | None, offset: int
 ) -> tuple[int | None, int | None]:
     """The keys that query i may see, as i + low to i + high; ``None`` where nothing is hidden."""
-    if isinstance(offset, bool) or not isinstance(offset, int):
-        raise TypeError(f"query_offset must be an integer, got {type(offset).__name__}.")
+    check_integer("query_offset", offset)
     if abs(offset) >= 2**30:
         raise ValueError(f"query_offset must lie below 2^30, got {offset}.")
     left, right = check_window(window)
@@ -354,11 +326,7 @@ def _choose(impl: str, request: _Request, need_weights: bool, need_lse: bool) ->
         if request.query.is_cuda and (need_lse or _beyond_sdpa(request)) and _kernel_fits(request):
             return "triton"
         return "reference" if need_lse or _too_few_to_fuse(request) else "sdpa"
-    if need_weights and impl != "reference":
-        raise ValueError(
-            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
-            "use impl='reference' or 'auto'."
-        )
+    check_need_weights(need_weights, impl)
     if need_lse and impl == "sdpa":
         raise ValueError(
             "need_lse=True asks for the log-sum-exp, which PyTorch's fused operation keeps to "
@@ -372,11 +340,7 @@ def _choose(impl: str, request: _Request, need_weights: bool, need_lse: bool) ->
                 f"impl='triton' takes up to {_KERNEL_WIDTH} columns, got {widest}: "
                 "use impl='sdpa' or 'reference'."
             )
-        if request.query.dtype == torch.float64 and not _triton.FLOAT64_DOT:
-            raise TypeError(
-                "impl='triton' has no float64 on a GPU, nor interpreted before triton 3.5: "
-                "use impl='reference'."
-            )
+        _triton.require_dot(request.query.dtype)
     return impl
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
+from attn_course._masks import check_valid_lens, check_window
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -33,8 +34,6 @@ from attn_course._validation import (
     check_rank,
     check_slopes,
     check_together,
-    check_valid_lens,
-    check_window,
 )
 
 SCORES = ("dot", "gaussian", "additive")

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
+from attn_course._masks import check_mask, check_valid_lens, combine
 from attn_course._padding import disarm_checked
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
     check_floating,
-    check_mask,
+    check_need_weights,
     check_positive,
+    check_query_key_value,
     check_rank,
-    check_together,
-    check_valid_lens,
-    combine,
 )
 from attn_course.kernel_regression import reference
 
@@ -143,33 +142,14 @@ def kernel_regression(
         tensor([[15.],
                 [ 0.]])
     """
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_floating(name, tensor)
-    check_rank("query", query, 2, "[..., query_len, dim]")
-    check_rank("key", key, 2, "[..., key_len, dim]")
-    check_rank("value", value, 2, "[..., key_len, value_dim]")
-    check_together(query=query, key=key, value=value)
+    check_query_key_value(query, key, value)
     dim, key_len = query.shape[-1], key.shape[-2]
-    if key.shape[-1] != dim:
-        raise ValueError(f"key must have the width of query, {dim}, got {key.shape[-1]}.")
-    if value.shape[-2] != key_len:
-        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
-    if key_len == 0:
-        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
-    if dim == 0 or value.shape[-1] == 0:
-        raise ValueError(
-            f"query and value must have at least one column, got {dim} and {value.shape[-1]}."
-        )
     check_choice("kernel", kernel, reference.KERNELS)
     check_choice("impl", impl, IMPLEMENTATIONS)
     check_positive("width", width)
     if isinstance(width, Tensor) and tuple(width.shape) not in ((), (1,), (dim,)):
         raise ValueError(f"width must have shape [] or [{dim}], got {list(width.shape)}.")
-    if need_weights and impl in ("blocked", "triton"):
-        raise ValueError(
-            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
-            "use impl='reference' or 'auto'."
-        )
+    check_need_weights(need_weights, impl)
     batch_shape = broadcast_batch(query=query, key=key, value=value)
     shape_and_place = (batch_shape, query.shape[-2], key_len, query.device)
     lens = check_valid_lens(valid_lens, *shape_and_place)

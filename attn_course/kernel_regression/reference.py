@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from attn_course._validation import combine
+from attn_course._masks import combine
 
 #: The kernels, as functions of the scaled distance d = ||(q - k) / width||.
 KERNELS = ("gaussian", "boxcar", "constant", "triangular", "epanechnikov")

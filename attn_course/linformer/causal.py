@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course import _triton
-from attn_course._validation import check_choice
+from attn_course._masks import shorter
+from attn_course._validation import check_choice, check_need_weights
 from attn_course.dot_product import dot_product_attention
 from attn_course.linformer import ops, reference
 
@@ -124,8 +125,8 @@ def causal_linformer_attention(
             f"block_len must be the columns of key_projection, {width}, which is "
             f"[projected_len, block_len], got {block_len}."
         )
-    ops.check_weights(need_weights, impl)
-    lens = ops.shorter(ops.check_lens(valid_lens, key), length)
+    check_need_weights(need_weights, impl)
+    lens = shorter(ops.check_lens(valid_lens, key), length)
     query, key, value = (reference.clear_padding(x, lens) for x in (query, key, value))
     impl = _choose(impl, query, dropout_p, need_weights)
     if impl == "reference":

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from attn_course._masks import shorter
 from attn_course._padding import clear_rows
 from attn_course._validation import check_choice, check_counts, check_dropout, check_floating
 from attn_course.dot_product import dot_product_attention
@@ -377,7 +378,7 @@ def check_input(
     if x.ndim != 3 or x.shape[2] != embed_dim or x.shape[1] == 0:
         raise ValueError(f"x must have shape [batch, len, {embed_dim}], got {list(x.shape)}.")
     check_length("x", x.shape[1], input_len)
-    return ops.shorter(ops.check_lens(valid_lens, x), x.shape[1])
+    return shorter(ops.check_lens(valid_lens, x), x.shape[1])
 
 
 def clear(x: Tensor, lens: Tensor | None) -> Tensor:

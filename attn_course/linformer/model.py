@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from attn_course._masks import shorter
 from attn_course._validation import check_counts, check_ids, check_tensor
 from attn_course.linformer import ops
 from attn_course.linformer.block import LinformerBlock
@@ -268,7 +269,7 @@ class LinformerLM(nn.Module):
             raise ValueError(f"ids must have shape [batch, len], got {list(ids.shape)}.")
         check_length("ids", ids.shape[1], self.input_len)
         lens = ops.check_lens(valid_lens, ids.unsqueeze(-1))
-        lens = ops.shorter(lens, ids.shape[1])
+        lens = shorter(lens, ids.shape[1])
         if lens is not None:
             padding = torch.arange(ids.shape[1], device=ids.device) >= lens[:, None]
             ids = ids.masked_fill(padding, 0)

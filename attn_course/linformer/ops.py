@@ -10,13 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course import _triton
+from attn_course._masks import check_valid_lens, shorter
 from attn_course._padding import clear_rows
 from attn_course._validation import (
     check_choice,
     check_dropout,
     check_floating,
+    check_need_weights,
+    check_number,
     check_together,
-    check_valid_lens,
 )
 from attn_course.dot_product import dot_product_attention
 from attn_course.linformer import blocked, reference
@@ -185,7 +187,7 @@ def linformer_attention(
         raise ValueError(LEAK)
     scale = check_attention(query, key, value, scale, dropout_p, impl)
     check_projections(key_projection, value_projection, key, value)
-    check_weights(need_weights, impl)
+    check_need_weights(need_weights, impl)
     lens = shorter(check_lens(valid_lens, key), key.shape[-2])
     if lens is not None:  # a query without keys may hold anything
         query = clear_rows(query, (lens == 0).reshape(-1, *[1] * (query.ndim - 2)))
@@ -346,13 +348,6 @@ def check_lens(valid_lens: Tensor | None, x: Tensor) -> Tensor | None:
     return valid_lens
 
 
-def shorter(lens: Tensor | None, length: int) -> Tensor | None:
-    """The lengths if they hide anything. On CUDA they are kept: looking would make it wait."""
-    if lens is None or lens.is_cuda:
-        return lens
-    return lens if lens.numel() and int(lens.amin()) < length else None
-
-
 def check_scale(scale: float | None, dim: int) -> float:
     """The scale, 1/sqrt(dim) for ``None``.
 
@@ -362,10 +357,7 @@ def check_scale(scale: float | None, dim: int) -> float:
     """
     if scale is None:
         return 1 / math.sqrt(dim)
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise TypeError(f"scale must be a number, got {type(scale).__name__}.")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale}.")
+    check_number("scale", scale)
     return scale
 
 
@@ -448,15 +440,6 @@ def check_attention(
     return check_scale(scale, dim)
 
 
-def check_weights(need_weights: bool, impl: str) -> None:
-    """Raise if weights are asked of who never stores them."""
-    if need_weights and impl not in ("auto", "reference"):
-        raise ValueError(
-            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
-            "use impl='reference' or 'auto'."
-        )
-
-
 def _choose(impl: str, query: Tensor, key: Tensor, need_weights: bool) -> str:
     """The last row of ``linformer_attention``'s table."""
     if impl != "auto":
@@ -491,11 +474,7 @@ def _check_kernel(*tensors: Tensor) -> None:
         raise ValueError(
             f"impl='triton' takes up to {_KERNEL_WIDTH} columns, got {widest}: use impl='auto'."
         )
-    if tensors[0].dtype == torch.float64 and not _triton.FLOAT64_DOT:
-        raise TypeError(
-            "impl='triton' has no float64 on a GPU, nor interpreted before triton 3.5: "
-            "use impl='reference'."
-        )
+    _triton.require_dot(tensors[0].dtype)
 
 
 def _check_slots(count: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attn_course._validation import check_counts, check_valid_lens
+from attn_course._masks import check_valid_lens
+from attn_course._validation import check_counts
 from attn_course.long_sequences.ops import Window, check_window
 from attn_course.long_sequences.reference import Groups
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attn_course._masks import check_valid_lens
 from attn_course._padding import clear_rows
-from attn_course._validation import check_choice, check_floating, check_valid_lens
+from attn_course._validation import check_choice, check_floating
 from attn_course.long_sequences import ops
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
 

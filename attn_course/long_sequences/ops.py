@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
+from attn_course._masks import check_valid_lens
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
     check_counts,
-    check_floating,
-    check_rank,
-    check_together,
-    check_valid_lens,
+    check_need_weights,
+    check_number,
+    check_query_key_value,
 )
 from attn_course.dot_product import dot_product_attention
 from attn_course.long_sequences import blocked, reference
@@ -139,13 +139,11 @@ def windowed_attention(
         tensor([1.5000, 1.5000, 3.5000, 3.5000, 5.0000])
     """
     seen = check_window(window, kind, dilation, is_causal)
-    _check(query, key, value, scale)
+    check_query_key_value(query, key, value)
+    if scale is not None:
+        check_number("scale", scale)
     check_choice("impl", impl, IMPLEMENTATIONS)
-    if need_weights and impl not in ("auto", "reference"):
-        raise ValueError(
-            f"need_weights=True asks for every weight, which impl={impl!r} never stores: "
-            "use impl='reference' or 'auto'."
-        )
+    check_need_weights(need_weights, impl)
     batch_shape = broadcast_batch(query=query, key=key, value=value)
     n, m = query.shape[-2], key.shape[-2]
     lens = check_valid_lens(valid_lens, batch_shape, n, m, query.device)
@@ -224,31 +222,6 @@ def check_window(window: Window, kind: str, dilation: int, is_causal: bool) -> S
             "one key alone has nothing to weigh."
         )
     return Seen(left, right, dilation)
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_floating(name, tensor)
-    check_rank("query", query, 2, "[..., query_len, dim]")
-    check_rank("key", key, 2, "[..., key_len, dim]")
-    check_rank("value", value, 2, "[..., key_len, value_dim]")
-    check_together(query=query, key=key, value=value)
-    (key_len, dim), width = key.shape[-2:], query.shape[-1]
-    if dim != width:
-        raise ValueError(f"key must have the width of query, {width}, got {dim}.")
-    if value.shape[-2] != key_len:
-        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
-    if key_len == 0:
-        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
-    if dim == 0 or value.shape[-1] == 0:
-        raise ValueError(
-            f"query and value must have at least one column, got {dim} and {value.shape[-1]}."
-        )
-    if scale is not None:
-        if isinstance(scale, bool) or not isinstance(scale, int | float):
-            raise TypeError(f"scale must be a number, got {type(scale).__name__}.")
-        if not math.isfinite(scale):
-            raise ValueError(f"scale must be finite, got {scale}.")
 
 
 def _choose(

@@ -6,15 +6,8 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from attn_course._validation import (
-    check_floating,
-    check_mask,
-    check_rank,
-    check_tensor,
-    check_together,
-    check_valid_lens,
-    combine,
-)
+from attn_course._masks import check_mask, check_valid_lens, combine
+from attn_course._validation import check_floating, check_rank, check_tensor, check_together
 
 #: Turns queries and keys by their positions, called as ``rotate(x, offset=...)``; or the
 #: slopes of linear biases, ``[num_heads]``.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from attn_course import _triton
-from attn_course._validation import check_choice, check_floating, check_rank
+from attn_course._validation import (
+    check_choice,
+    check_floating,
+    check_integer,
+    check_number,
+    check_rank,
+)
 from attn_course.positional import reference
 
 IMPLEMENTATIONS = ("auto", "reference", "triton")
@@ -206,7 +210,7 @@ def rotation_matrix(
         >>> torch.allclose(M @ P[5], P[8], atol=1e-6)
         True
     """
-    _check_number("delta", delta)
+    check_number("delta", delta)
     check_count("dim", dim, 1)
     if dim % 2:
         raise ValueError(f"dim must be even, since columns turn in pairs, got {dim}.")
@@ -285,15 +289,14 @@ def linear_biases(slopes: Tensor, query_len: int, key_len: int, *, offset: int =
 
 def check_count(name: str, value: int, least: int) -> None:
     """Raise unless ``value`` is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}.")
+    check_integer(name, value)
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
 def check_base(base: float) -> None:
     """Raise unless ``base`` is a finite number of at least 1."""
-    _check_number("base", base)
+    check_number("base", base)
     if base < 1:
         raise ValueError(f"base must be at least 1, got {base}.")
 
@@ -314,13 +317,6 @@ def _check_positions(offset: int, length: int) -> None:
     check_count("offset", offset, 0)
     if offset + length > _LAST:
         raise ValueError(f"offset must leave positions below 2^31, got {offset} for {length}.")
-
-
-def _check_number(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}.")
 
 
 def _compute(x: Tensor) -> torch.dtype:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attn_course._validation import combine
+from attn_course._masks import combine
 from attn_course.scoring.reference import masked_softmax
 
 #: How many hidden numbers are held at a time, or those of one query, if that is more.

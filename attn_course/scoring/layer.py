@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course._padding import disarm_padding
-from attn_course._validation import check_choice, check_dropout
+from attn_course._validation import check_choice, check_counts, check_dropout
 from attn_course.scoring import ops
 
 
@@ -49,13 +49,7 @@ class AdditiveAttention(nn.Module):
         impl: str = "auto",
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("query_dim", query_dim),
-            ("key_dim", key_dim),
-            ("hidden_dim", hidden_dim),
-        ):
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}.")
+        check_counts(query_dim=query_dim, key_dim=key_dim, hidden_dim=hidden_dim)
         check_dropout("dropout", dropout)
         check_choice("impl", impl, ops.ADDITIVE_IMPLEMENTATIONS)
         self.dropout = dropout

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
+from attn_course._masks import check_mask, check_valid_lens, combine
 from attn_course._padding import disarm_checked
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
     check_dropout,
     check_floating,
-    check_mask,
     check_rank,
+    check_rows,
     check_together,
-    check_valid_lens,
-    combine,
 )
 from attn_course.scoring import blocked, reference
 
@@ -244,11 +243,8 @@ def additive_attention(
     check_floating("value", value)
     check_rank("value", value, 2, "[..., key_len, value_dim]")
     check_together(query=query, value=value)
+    check_rows(key, value)
     key_len = key.shape[-2]
-    if value.shape[-2] != key_len:
-        raise ValueError(f"value must have one row for each key, {key_len}, got {value.shape[-2]}.")
-    if key_len == 0:
-        raise ValueError("key must hold at least one key, got none: there is nothing to average.")
     if value.shape[-1] == 0:
         raise ValueError("value must have at least one column, got none.")
     check_dropout("dropout_p", dropout_p)

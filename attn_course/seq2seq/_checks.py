@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from attn_course._validation import check_choice, check_counts
+from attn_course._validation import check_choice, check_counts, check_dropout
 
 #: The recurrent cells by name.
 CELLS = {"gru": torch.nn.GRU, "lstm": torch.nn.LSTM}
@@ -18,8 +18,7 @@ QUERY_PARTS = ("state", "token", "context", "language")
 def check_recurrent(cell: str, dropout: float) -> None:
     """Raise unless the cell is known and the dropout a probability below 1."""
     check_choice("cell", cell, CELLS)
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout!r}.")
+    check_dropout("dropout", dropout)
 
 
 def check_query(query: Sequence[str], num_languages: int | None) -> None:

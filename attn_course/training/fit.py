@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attn_course._validation import check_positive
+from attn_course._validation import check_counts, check_positive
 from attn_course.training.history import History
 from attn_course.training.progress import Progress
 
@@ -225,8 +225,8 @@ def _check_arguments(
             "pass a list or a DataLoader, not an iterator or a generator."
         )
     for name, count in (("epochs", epochs), ("patience", patience)):
-        if count is not None and (not isinstance(count, int) or count < 1):
-            raise ValueError(f"{name} must be an integer of at least 1, got {count!r}.")
+        if count is not None:
+            check_counts(**{name: count})
     for name, number in (("lr", lr), ("clip_norm", clip_norm)):
         if number is not None:
             check_positive(name, number)

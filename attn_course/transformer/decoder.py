@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attn_course._validation import check_ids
+from attn_course._masks import shorter
+from attn_course._validation import check_ids, check_tokens
 from attn_course.multi_head import KeyValueCache
-from attn_course.transformer._checks import check_tokens, shorter
 from attn_course.transformer.layer import DecoderLayer
 from attn_course.transformer.stack import Stack
 

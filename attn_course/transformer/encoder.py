@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attn_course._masks import shorter
 from attn_course._validation import check_ids, check_tensor
 from attn_course.multi_head import Packing
-from attn_course.transformer._checks import shorter
 from attn_course.transformer.layer import EncoderLayer
 from attn_course.transformer.stack import Stack
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attn_course._validation import check_choice, check_ids
+from attn_course._validation import check_choice, check_ids, check_tokens
 from attn_course.multi_head import KeyValueCache, MultiHeadAttention, Packing
 from attn_course.transformer import loading
-from attn_course.transformer._checks import check_tokens
 from attn_course.transformer.sublayers import AddNorm, PositionwiseFeedForward
 
 #: Where layers normalise: after each addition, or before each sublayer.

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attn_course._masks import shorter
 from attn_course._validation import check_ids
 from attn_course.multi_head import KeyValueCache
-from attn_course.transformer._checks import shorter
 from attn_course.transformer.decoder import TransformerDecoder
 from attn_course.transformer.encoder import TransformerEncoder
 from attn_course.transformer.state import TransformerState

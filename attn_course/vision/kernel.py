@@ -155,13 +155,7 @@ def tiles(configs: Configs, images: Tensor, dim: int, numbers: int) -> Config:
     """The tiles for some images on their device, no wider than what they are for."""
     if INTERPRETED:
         return fit(INTERPRETED_CONFIG, dim, numbers)
-    size = images.element_size()
-    if size > 4:
-        raise RuntimeError(
-            "impl='triton' cannot be used: on a GPU it takes float32 and half precision, got "
-            f"{images.dtype}. Use impl='reference' or impl='conv'."
-        )
-    return fit(configs[architecture(images.device)][size], dim, numbers)
+    return fit(configs[architecture(images.device)][images.element_size()], dim, numbers)
 
 
 def fit(config: Config, dim: int, numbers: int) -> Config:

@@ -126,8 +126,8 @@ def patch_embedding(
             ``reference`` PyTorch: ``patchify``, then a linear map
             ``conv``      PyTorch: a convolution with the patch as its stride
             ``triton``    GPU kernel that reads the patches where they lie in the
-                          image (interpreted where there is no GPU: slow); can be
-                          differentiated once
+                          image (interpreted where there is no GPU: slow); float64
+                          where interpreted only; can be differentiated once
             ``auto``      on CUDA ``conv``, else ``reference``
             ============= ======================================================
 
@@ -137,7 +137,8 @@ def patch_embedding(
         float32.
 
     Raises:
-        TypeError: A tensor does not hold floating-point numbers.
+        TypeError: A tensor does not hold floating-point numbers, or float64 where the kernel
+            cannot take it.
         ValueError: A shape or a name is out of place, or the images are no whole number of
             patches.
         RuntimeError: ``impl="triton"`` cannot be had here; the message says why.
@@ -158,6 +159,7 @@ def patch_embedding(
     check_choice("impl", impl, IMPLEMENTATIONS)
     if impl == "triton":
         _triton.require(images.device)
+        _triton.require_dot(images.dtype)
         from attn_course.vision import backward_kernel as gpu
 
         return gpu.patch_embedding(images, weight, bias, position, class_token)

@@ -183,8 +183,16 @@ def test_d2l_averages_values_where_the_length_is_zero() -> None:
         (lambda: DotProductAttention(scale=math.inf), ValueError, "scale must be finite"),
         (lambda: DotProductAttention(dropout=1.0), ValueError, r"dropout must lie in \[0, 1\)"),
         (lambda: DotProductAttention(impl="x"), ValueError, "impl must be one of"),
-        (lambda: BilinearAttention(0, 4), ValueError, "query_dim must be at least 1, got 0"),
-        (lambda: BilinearAttention(4, 0), ValueError, "key_dim must be at least 1, got 0"),
+        (
+            lambda: BilinearAttention(0, 4),
+            ValueError,
+            "query_dim must be an integer of at least 1, got 0",
+        ),
+        (
+            lambda: BilinearAttention(4, 0),
+            ValueError,
+            "key_dim must be an integer of at least 1, got 0",
+        ),
         (lambda: CosineAttention(temperature=0.0), ValueError, "temperature must be positive"),
         (lambda: CosineAttention(temperature="x"), TypeError, "temperature must be a number"),
     ],

@@ -129,9 +129,9 @@ def test_d2l_lets_padding_leak_and_we_do_not() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: AdditiveAttention(0, 6, 8), "query_dim must be at least 1, got 0"),
-        (lambda: AdditiveAttention(4, 0, 8), "key_dim must be at least 1, got 0"),
-        (lambda: AdditiveAttention(4, 6, 0), "hidden_dim must be at least 1, got 0"),
+        (lambda: AdditiveAttention(0, 6, 8), "query_dim must be an integer of at least 1, got 0"),
+        (lambda: AdditiveAttention(4, 0, 8), "key_dim must be an integer of at least 1, got 0"),
+        (lambda: AdditiveAttention(4, 6, 0), "hidden_dim must be an integer of at least 1, got 0"),
         (lambda: AdditiveAttention(4, 6, 8, dropout=-0.1), r"dropout must lie in \[0, 1\)"),
         (lambda: AdditiveAttention(4, 6, 8, impl="sdpa"), "impl must be one of"),
     ],

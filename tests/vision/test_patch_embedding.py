@@ -438,15 +438,22 @@ def test_float32_products_are_exact_unless_less_is_allowed() -> None:
 
 
 @pytest.mark.triton
-def test_double_precision_is_for_the_interpreter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_on_a_gpu_are_those_of_its_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     from attn_course.vision import kernel as gpu
 
     monkeypatch.setattr(gpu, "INTERPRETED", False)
-    with pytest.raises(RuntimeError, match=r"float32 and half precision, got torch\.float64"):
-        gpu.tiles(gpu.CONFIGS, torch.zeros(1, 1, 2, 2, dtype=torch.float64), 4, 4)
     assert gpu.tiles(gpu.CONFIGS, torch.zeros(1, 1, 2, 2), 4, 4) == gpu.fit(
         gpu.CONFIGS[75][4], 4, 4
     )
+
+
+@pytest.mark.triton
+def test_float64_where_triton_has_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("attn_course._triton.FLOAT64_DOT", False)
+    tensors = make(1, (1, 1), (1, 2, 2), 2, dtype=torch.float32)
+    call(tensors, "triton")
+    with pytest.raises(TypeError, match=r"no float64 .* before triton 3\.5: use impl='reference'"):
+        call([tensor.double() for tensor in tensors], "triton")
 
 
 def test_auto_on_a_cpu_is_the_linear_map(monkeypatch: pytest.MonkeyPatch) -> None:

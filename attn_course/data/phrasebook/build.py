@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
-from attn_course._validation import check_choice
+from attn_course._validation import check_choice, check_integer
 from attn_course.data.pairs import Pair, Translations
 from attn_course.data.phrasebook import english, french, lexicon, spanish
 from attn_course.data.phrasebook.meaning import Clause, NounPhrase, Sentence, Word
@@ -85,8 +85,7 @@ def grammar(language: str = "french", *, size: int = 20_000, seed: int = 0) -> T
     """
     check_choice("language", language, TRANSLATORS)
     for name, value in (("size", size), ("seed", seed)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} must be an integer, got {type(value).__name__}.")
+        check_integer(name, value)
     if not LEAST <= size <= MOST:
         raise ValueError(f"size must lie in [{LEAST}, {MOST}], got {size}.")
     say = TRANSLATORS[language]
