@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from attn_course._padding import disarm_padding
-from attn_course._validation import check_choice, check_counts, check_dropout, check_positive
+from attn_course._validation import check_counts, check_positive
 from attn_course.dot_product import ops
+from attn_course.scoring import AttentionLayer
 
 
-class DotProductAttention(nn.Module):
+class DotProductAttention(AttentionLayer):
     """Attention whose scores are scaled dot products. Nothing is learned.
 
     Queries and keys must have the same width.
@@ -38,17 +38,9 @@ class DotProductAttention(nn.Module):
     def __init__(
         self, *, scale: float | None = None, dropout: float = 0.0, impl: str = "auto"
     ) -> None:
-        super().__init__()
+        super().__init__(dropout, impl, ops.IMPLEMENTATIONS)
         ops.check_scale(scale)
-        check_dropout("dropout", dropout)
-        check_choice("impl", impl, ops.IMPLEMENTATIONS)
         self.scale = scale
-        self.dropout = dropout
-        self.impl = impl
-
-    def project_keys(self, key: Tensor) -> Tensor:
-        """The part that no query changes: here the keys as they are."""
-        return key
 
     def attend(
         self,
@@ -71,40 +63,6 @@ class DotProductAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             need_weights=need_weights,
             impl=self.impl,
-        )
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        valid_lens: Tensor | None = None,
-        mask: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Answer each query.
-
-        Args:
-            query: ``[..., query_len, query_dim]``.
-            key: ``[..., key_len, key_dim]``.
-            value: ``[..., key_len, value_dim]``.
-            valid_lens: As in ``dot_product_attention``.
-            mask: As in ``dot_product_attention``.
-            need_weights: As in ``dot_product_attention``.
-
-        Returns:
-            ``[..., query_len, value_dim]``; with ``need_weights`` also the weights,
-            ``[..., query_len, key_len]``.
-        """
-        query, key, value = disarm_padding(query, key, value, valid_lens=valid_lens, mask=mask)
-        return self.attend(
-            query,
-            self.project_keys(key),
-            value,
-            valid_lens=valid_lens,
-            mask=mask,
-            need_weights=need_weights,
         )
 
     def extra_repr(self) -> str:

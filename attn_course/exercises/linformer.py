@@ -79,6 +79,7 @@ from attn_course.exercises.linformer_mistakes import (
     _WRITES_PAST,
 )
 from attn_course.exercises.seq2seq import _Allocations
+from attn_course.exercises.several import verify_diagnosis
 
 __all__ = [
     "Suspect",
@@ -190,18 +191,7 @@ def check_causality(
 
     note = "(1 stands for True.)"
     attempt.judge_each(leaks, _LEAK_CASES, outcome, _LEAK_MISTAKES, note=note)
-
-    said = attempt.call(diagnosis, {})
-    if not isinstance(said, dict) or set(said) != set(_SUSPECTS):
-        attempt.fail(f"it returned {said!r}; expected a dict with the keys A, B, C, D.", diagnosis)
-    for name, fault in _SUSPECTS.items():
-        if said[name] not in list(_CLUES):
-            listed = ", ".join(f'"{clue}"' for clue in _CLUES)
-            attempt.fail(f"it says {said[name]!r} of {name}; expected one of {listed}.", diagnosis)
-        if said[name] != fault:
-            attempt.fail(
-                f'"{said[name]}" is not what is to be said of {name}. {_CLUES[fault]}', diagnosis
-            )
+    verify_diagnosis(attempt, diagnosis, _SUSPECTS, _CLUES)
 
 
 # 9.4 ---------------------------------------------------------------------------------

@@ -70,7 +70,6 @@ from attn_course.exercises.monotonic_mistakes import (
     _LOOKS_AHEAD,
     _LOOKS_BACK,
     _MISSED,
-    _NO_PAIR,
     _NO_SCAN,
     _NO_STOPS,
     _NOT_A_TABLE,
@@ -84,6 +83,7 @@ from attn_course.exercises.monotonic_mistakes import (
     _VISIT_ONE_MISTAKES,
     _WALK_MISTAKES,
 )
+from attn_course.exercises.several import parts_of, verify_diagnosis
 
 __all__ = [
     "Asked",
@@ -261,18 +261,7 @@ def check_leaks(
         if missed and "does not know" in first:
             attempt.fail("\n".join([_MISSED, *rest]), leaks)
         raise
-
-    said = attempt.call(diagnosis, {})
-    if not isinstance(said, dict) or set(said) != set(_SUSPECTS):
-        attempt.fail(f"it returned {said!r}; expected a dict with the keys A, B, C, D.", diagnosis)
-    for name, fault in _SUSPECTS.items():
-        if said[name] not in list(_CLUES):
-            listed = ", ".join(f'"{clue}"' for clue in _CLUES)
-            attempt.fail(f"it says {said[name]!r} of {name}; expected one of {listed}.", diagnosis)
-        if said[name] != fault:
-            attempt.fail(
-                f'"{said[name]}" is not what is to be said of {name}. {_CLUES[fault]}', diagnosis
-            )
+    verify_diagnosis(attempt, diagnosis, _SUSPECTS, _CLUES)
 
 
 # 10.6 --------------------------------------------------------------------------------
@@ -344,14 +333,12 @@ def check_scan(attempt: Attempt, combine: Callable[..., Any], kernel: Any) -> No
 
     def joined(case: Case) -> Outcome:
         result = attempt.call(combine, case.inputs)
-        if result is None:
-            attempt.fail("it returned None: is the `return` missing?", combine)
-        if not isinstance(result, tuple | list) or len(result) != 2:
-            attempt.fail(_NO_PAIR.format(_a(result)), combine)
+        names = ("the factor", "the summand of the joined map")
+        parts = parts_of(attempt, combine, result, names)
         size, about = case.inputs["a1"].shape, describe(case.inputs)
         parts = [
             attempt.tensor(combine, part, size, about, name)
-            for part, name in zip(result, ("the factor", "the summand"), strict=True)
+            for part, name in zip(parts, ("the factor", "the summand"), strict=True)
         ]
         return Outcome.of(case, _combine, torch.stack(parts))
 

@@ -1572,8 +1572,6 @@ _COMBINE_MISTAKES = (
     ),
 )
 
-_NO_PAIR = "it returned {}; expected two tensors, the factor and the summand of the joined map."
-
 
 #: (A, B, a, b, h before) -> h, all of a panel; (h, A, B, h before) -> what the next panel gets.
 Join = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]

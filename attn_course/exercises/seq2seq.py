@@ -7,7 +7,7 @@ oracle in float64 and against what the likely mistakes would answer. Three look 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from attn_course.exercises.framework import (
     Attempt,
     Case,
-    CheckFailed,
-    Mistake,
     Outcome,
-    _a,
-    _exact,
     _is_stub_kernel,
     _short,
     describe,
@@ -78,6 +74,7 @@ from attn_course.exercises.seq2seq_mistakes import (
     _UNIFORM_OUTPUT_MISTAKES,
     _UNIFORM_WEIGHT_MISTAKES,
 )
+from attn_course.exercises.several import each_of, parts_of, verify_diagnosis, verify_parts
 
 __all__ = [
     "Pieces",
@@ -93,54 +90,6 @@ __all__ = [
     "padded_sentences",
     "suspects",
 ]
-
-
-def _parts(attempt: Attempt, function: object, result: object, names: str) -> list[Any]:
-    """The two things that a function is to return.
-
-    Raises:
-        CheckFailed: It returned anything else.
-    """
-    if result is None:
-        attempt.fail("it returned None: is the `return` missing?", function)
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
-        attempt.fail(f"it returned {_a(result)}{many}; expected two tensors, {names}.", function)
-    return list(result)
-
-
-def _part_of(oracle: Callable[..., tuple[Tensor, Tensor]], k: int) -> Callable[..., Tensor]:
-    return lambda **inputs: oracle(**inputs)[k]
-
-
-def _verify_pair(
-    attempt: Attempt,
-    function: Callable[..., Any],
-    cases: Sequence[Case],
-    oracle: Callable[..., tuple[Tensor, Tensor]],
-    names: str,
-    mistakes: tuple[Sequence[Mistake], Sequence[Mistake]],
-    order: tuple[int, int] = (0, 1),
-) -> None:
-    """``Attempt.verify`` for a function that returns two tensors, judged in this order."""
-    outcomes: tuple[list[Outcome], list[Outcome]] = ([], [])
-    stopped: CheckFailed | None = None
-    for case in cases:
-        about = describe(case.inputs)
-        try:
-            parts = _parts(attempt, function, attempt.call(function, case.inputs), names)
-            exact = {name: _exact(value) for name, value in case.inputs.items()}
-            for k, expected in enumerate(oracle(**exact)):
-                part = names.split(" and ")[k]
-                got = attempt.tensor(function, parts[k], expected.shape, about, part)
-                outcomes[k].append(Outcome.of(case, _part_of(oracle, k), got))
-        except CheckFailed as failure:
-            stopped = failure
-            break
-    for k in order:
-        attempt.judge(function, outcomes[k], mistakes[k])
-    if stopped is not None:
-        raise stopped
 
 
 # 3.1 ---------------------------------------------------------------------------------
@@ -164,8 +113,8 @@ def check_decoder_step(
         calls.clear()
     # The oracle calls the pieces as well, but never W_k.
     both = (_CONTEXT_MISTAKES, _STATE_MISTAKES)
-    names = "the context and the new state"
-    _verify_pair(attempt, decoder_step, _STEP_CASES, _decoder_step, names, both)
+    names = ("the context", "the new state")
+    verify_parts(attempt, decoder_step, _STEP_CASES, names, each_of(_decoder_step, 2), both)
     again = sum(calls["W_k"] for calls in pieces)
     if again:
         attempt.fail(
@@ -231,18 +180,7 @@ def check_padding(
         return Outcome.of(case, _table, got)
 
     attempt.judge_each(what_matters, _MATTERS_CASES, outcome, _MATTERS_MISTAKES)
-
-    said = attempt.call(diagnosis, {})
-    if not isinstance(said, dict) or set(said) != set(_SUSPECTS):
-        attempt.fail(f"it returned {said!r}; expected a dict with the keys A, B, C, D.", diagnosis)
-    for name, fault in _SUSPECTS.items():
-        if said[name] not in list(_CLUES):
-            listed = ", ".join(f'"{clue}"' for clue in _CLUES)
-            attempt.fail(f"it says {said[name]!r} of {name}; expected one of {listed}.", diagnosis)
-        if said[name] != fault:
-            attempt.fail(
-                f'"{said[name]}" is not what is to be said of {name}. {_CLUES[fault]}', diagnosis
-            )
+    verify_diagnosis(attempt, diagnosis, _SUSPECTS, _CLUES)
 
 
 def _table(**inputs: Any) -> Tensor:
@@ -270,7 +208,7 @@ def check_teacher_forcing(
     outcomes = []
     for case in _SHIFT_CASES:
         result = attempt.call(inputs_and_labels, case.inputs)
-        parts = _parts(attempt, inputs_and_labels, result, "the inputs and the labels")
+        parts = parts_of(attempt, inputs_and_labels, result, ("the inputs", "the labels"))
         expected, target = _inputs_and_labels(**case.inputs), case.inputs["target"]
         for part in parts:
             if isinstance(part, Tensor) and part.shape == target.shape:
@@ -316,8 +254,15 @@ def check_uniform(
             ``[batch, query_len, key_len]``) -> the output ``[batch, query_len, value_dim]``
             and the weights ``[batch, query_len, key_len]``.
     """
-    names, both = "the output and the weights", (_UNIFORM_OUTPUT_MISTAKES, _UNIFORM_WEIGHT_MISTAKES)
-    _verify_pair(attempt, uniform_attention, _UNIFORM_CASES, _uniform, names, both, order=(1, 0))
+    verify_parts(
+        attempt,
+        uniform_attention,
+        _UNIFORM_CASES,
+        ("the output", "the weights"),
+        each_of(_uniform, 2),
+        (_UNIFORM_OUTPUT_MISTAKES, _UNIFORM_WEIGHT_MISTAKES),
+        order=(1, 0),
+    )
 
 
 # 3.5 ---------------------------------------------------------------------------------
@@ -399,8 +344,9 @@ def check_additive_backward(
         additive_backward: (query ``[n, h]``, key ``[m, h]``, value ``[m, d_v]``, weight
             ``[h]``, grad ``[n, d_v]``) -> dL/dquery ``[n, h]`` and dL/dweight ``[h]``.
     """
-    names, both = "dquery and dweight", (_DQUERY_MISTAKES, _DWEIGHT_MISTAKES)
-    _verify_pair(attempt, additive_backward, _BACKWARD_CASES, _additive_backward, names, both)
+    names, both = ("dquery", "dweight"), (_DQUERY_MISTAKES, _DWEIGHT_MISTAKES)
+    oracles = each_of(_additive_backward, 2)
+    verify_parts(attempt, additive_backward, _BACKWARD_CASES, names, oracles, both)
 
 
 # 3.8 ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ what; and 6.8 counts the keys that are loaded.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,17 +18,15 @@ from torch import Tensor
 from attn_course.exercises.framework import (
     Attempt,
     Case,
-    CheckFailed,
-    Mistake,
     Outcome,
     _a,
-    _exact,
     _short,
     describe,
     exercise,
 )
 from attn_course.exercises.kernels import Guarded, blank, device_for, guard, look
 from attn_course.exercises.launches import Accesses, watch
+from attn_course.exercises.several import each_of, parts_of, verify_parts
 from attn_course.exercises.transformer_cases import (
     _BLOCK_CASES,
     _CACHE_CASES,
@@ -100,23 +98,6 @@ __all__ = [
     "check_norm_backward",
     "check_norms",
 ]
-
-
-def _parts(attempt: Attempt, function: object, result: object, names: Sequence[str]) -> list[Any]:
-    """The tensors that a function is to return.
-
-    Raises:
-        CheckFailed: It returned anything else.
-    """
-    if result is None:
-        attempt.fail("it returned None: is the `return` missing?", function)
-    if not isinstance(result, tuple | list) or len(result) != len(names):
-        many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
-        wanted = f"{', '.join(names[:-1])} and {names[-1]}"
-        attempt.fail(
-            f"it returned {_a(result)}{many}; expected {len(names)} tensors, {wanted}.", function
-        )
-    return list(result)
 
 
 # 6.1 ---------------------------------------------------------------------------------
@@ -302,7 +283,7 @@ def check_cache(
     def beams(case: Case) -> Outcome:
         result = attempt.call(reorder, case.inputs)
         names = ("the keys", "the values")
-        parts = _parts(attempt, reorder, result, names)
+        parts = parts_of(attempt, reorder, result, names)
         _, _, length, dim = (wanted := _reorder(**case.inputs)).shape
         shape, about = [wanted.shape[1], length, dim], describe(case.inputs)
         # As many beams as before, where there are to be fewer: that is a mistake with a name.
@@ -334,7 +315,7 @@ def _write(
     maps.rows.clear()
     for t, kept in enumerate(parents):
         inputs = {"x": tokens[t], "keys": keys, "values": values, "maps": maps}
-        parts = _parts(attempt, cached_step, attempt.call(cached_step, inputs), names)
+        parts = parts_of(attempt, cached_step, attempt.call(cached_step, inputs), names)
         about = describe(inputs)
         outputs.append(attempt.tensor(cached_step, parts[0], [batch, dim], about, names[0]))
         for name, part in zip(names[1:], parts[1:], strict=True):
@@ -367,29 +348,9 @@ def check_norm_backward(
             ``[n, d]``, dL/dweight ``[d]`` and dL/dbias ``[d]``.
     """
     names = ("dx", "dweight", "dbias")
-    known: tuple[Sequence[Mistake], ...] = (_DX_MISTAKES, _DGAIN_MISTAKES, _DSHIFT_MISTAKES)
-    outcomes: list[list[Outcome]] = [[], [], []]
-    stopped: CheckFailed | None = None
-    for case in _NORM_BACKWARD_CASES:
-        about = describe(case.inputs)
-        try:
-            result = attempt.call(layer_norm_backward, case.inputs)
-            parts = _parts(attempt, layer_norm_backward, result, names)
-            exact = {name: _exact(value) for name, value in case.inputs.items()}
-            for k, expected in enumerate(_norm_backward(**exact)):
-                got = attempt.tensor(layer_norm_backward, parts[k], expected.shape, about, names[k])
-                outcomes[k].append(Outcome.of(case, _part_of(k), got))
-        except CheckFailed as failure:
-            stopped = failure
-            break
-    for seen, mistakes in zip(outcomes, known, strict=True):
-        attempt.judge(layer_norm_backward, seen, mistakes)
-    if stopped is not None:
-        raise stopped
-
-
-def _part_of(k: int) -> Callable[..., Tensor]:
-    return lambda **inputs: _norm_backward(**inputs)[k]
+    known = (_DX_MISTAKES, _DGAIN_MISTAKES, _DSHIFT_MISTAKES)
+    oracles = each_of(_norm_backward, 3)
+    verify_parts(attempt, layer_norm_backward, _NORM_BACKWARD_CASES, names, oracles, known)
 
 
 # 6.7 ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ reads and who writes what.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,16 +15,13 @@ from torch import Tensor
 from attn_course.exercises.framework import (
     Attempt,
     Case,
-    CheckFailed,
-    Mistake,
     Outcome,
-    _a,
-    _exact,
     describe,
     exercise,
 )
 from attn_course.exercises.kernels import blank, device_for, guard, look
 from attn_course.exercises.launches import watch
+from attn_course.exercises.several import verify_parts
 from attn_course.exercises.vision_cases import (
     _EMBED_BACKWARD_CASES,
     _EMBED_CASES,
@@ -66,56 +63,6 @@ __all__ = [
     "check_resize",
     "check_rollout",
 ]
-
-#: An oracle of one part of an answer.
-_Part = Callable[..., Tensor]
-
-
-def _parts(attempt: Attempt, function: object, result: object, names: Sequence[str]) -> list[Any]:
-    """The two tensors that a function is to return.
-
-    Raises:
-        CheckFailed: It returned anything else.
-    """
-    if result is None:
-        attempt.fail("it returned None: is the `return` missing?", function)
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        many = f" of {len(result)}" if isinstance(result, tuple | list) else ""
-        attempt.fail(
-            f"it returned {_a(result)}{many}; expected two tensors, {' and '.join(names)}.",
-            function,
-        )
-    return list(result)
-
-
-def _verify_pair(
-    attempt: Attempt,
-    function: Callable[..., Any],
-    cases: Sequence[Case],
-    names: Sequence[str],
-    oracles: Sequence[_Part],
-    mistakes: Sequence[Sequence[Mistake]],
-) -> None:
-    """``Attempt.verify`` for a function that returns two tensors."""
-    outcomes: tuple[list[Outcome], list[Outcome]] = ([], [])
-    stopped: CheckFailed | None = None
-    for case in cases:
-        about = describe(case.inputs)
-        exact = {name: _exact(value) for name, value in case.inputs.items()}
-        try:
-            parts = _parts(attempt, function, attempt.call(function, case.inputs), names)
-            for k, oracle in enumerate(oracles):
-                shape = oracle(**exact).shape
-                got = attempt.tensor(function, parts[k], shape, about, names[k])
-                outcomes[k].append(Outcome.of(case, oracle, got))
-        except CheckFailed as failure:
-            stopped = failure
-            break
-    for seen, known in zip(outcomes, mistakes, strict=True):
-        attempt.judge(function, seen, known)
-    if stopped is not None:
-        raise stopped
-
 
 # 7.1 ---------------------------------------------------------------------------------
 
@@ -174,7 +121,7 @@ def check_convolution_is_linear(
             dL/dbias ``[d]``.
     """
     attempt.verify(embed, _EMBED_CASES, _embed, _EMBED_MISTAKES)
-    _verify_pair(
+    verify_parts(
         attempt,
         embed_backward,
         _EMBED_BACKWARD_CASES,
@@ -235,7 +182,7 @@ def check_pool(attempt: Attempt, pool: Callable[..., tuple[Tensor, Tensor]]) -> 
         pool: (tokens ``[batch, 1 + m, d]``, counts ``[batch]``) -> the class token and the
             mean of the real patches, ``[batch, d]`` each.
     """
-    _verify_pair(
+    verify_parts(
         attempt,
         pool,
         _POOL_CASES,

@@ -4,11 +4,12 @@ Weights from scores, where some keys may not be seen; and additive scores, which
 small network computes from a query and a key.
 """
 
-from attn_course.scoring.layer import AdditiveAttention
+from attn_course.scoring.layer import AdditiveAttention, AttentionLayer
 from attn_course.scoring.ops import additive_attention, additive_scores, masked_softmax
 
 __all__ = [
     "AdditiveAttention",
+    "AttentionLayer",
     "additive_attention",
     "additive_scores",
     "masked_softmax",

@@ -1,6 +1,8 @@
-"""Additive attention as a layer: the projections of queries and keys are learned."""
+"""Attention as a layer; and additive attention, whose projections are learned."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,80 @@ from attn_course._validation import check_choice, check_counts, check_dropout
 from attn_course.scoring import ops
 
 
-class AdditiveAttention(nn.Module):
+class AttentionLayer(nn.Module):
+    """What layers share, however they score: keys are projected once, then queries attend.
+
+    A subclass says with ``project_keys`` and ``attend`` what a score is.
+
+    Args:
+        dropout: Probability with which a weight is dropped in training.
+        impl: As in the operation that the subclass calls.
+        implementations: What that takes.
+
+    Raises:
+        ValueError: ``dropout`` or ``impl`` is out of place.
+    """
+
+    def __init__(self, dropout: float, impl: str, implementations: Collection[str]) -> None:
+        super().__init__()
+        check_dropout("dropout", dropout)
+        check_choice("impl", impl, implementations)
+        self.dropout = dropout
+        self.impl = impl
+
+    def project_keys(self, key: Tensor) -> Tensor:
+        """The part that no query changes: here the keys as they are."""
+        return key
+
+    def attend(
+        self,
+        query: Tensor,
+        projected_key: Tensor,
+        value: Tensor,
+        *,
+        valid_lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Attend with keys from ``project_keys``; the rest as in ``forward``."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        valid_lens: Tensor | None = None,
+        mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Answer each query.
+
+        Args:
+            query: ``[..., query_len, query_dim]``.
+            key: ``[..., key_len, key_dim]``.
+            value: ``[..., key_len, value_dim]``.
+            valid_lens: How many leading keys count, ``[batch]`` or ``[batch, query_len]``.
+            mask: ``True`` = may attend; broadcasts to ``[..., query_len, key_len]``.
+            need_weights: Return the weights as well.
+
+        Returns:
+            ``[..., query_len, value_dim]``; with ``need_weights`` also the weights,
+            ``[..., query_len, key_len]``.
+        """
+        query, key, value = disarm_padding(query, key, value, valid_lens=valid_lens, mask=mask)
+        return self.attend(
+            query,
+            self.project_keys(key),
+            value,
+            valid_lens=valid_lens,
+            mask=mask,
+            need_weights=need_weights,
+        )
+
+
+class AdditiveAttention(AttentionLayer):
     """Attention whose scores a small network computes: w_v . tanh(W_q q + W_k k).
 
     Queries and keys may differ in width.
@@ -48,13 +123,9 @@ class AdditiveAttention(nn.Module):
         weighted: bool = True,
         impl: str = "auto",
     ) -> None:
-        super().__init__()
+        super().__init__(dropout, impl, ops.ADDITIVE_IMPLEMENTATIONS)
         check_counts(query_dim=query_dim, key_dim=key_dim, hidden_dim=hidden_dim)
-        check_dropout("dropout", dropout)
-        check_choice("impl", impl, ops.ADDITIVE_IMPLEMENTATIONS)
-        self.dropout = dropout
         self.weighted = weighted
-        self.impl = impl
         self.W_q = nn.Linear(query_dim, hidden_dim, bias=False)
         self.W_k = nn.Linear(key_dim, hidden_dim, bias=False)
         if weighted:
@@ -89,40 +160,6 @@ class AdditiveAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             need_weights=need_weights,
             impl=self.impl,
-        )
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        valid_lens: Tensor | None = None,
-        mask: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Answer each query.
-
-        Args:
-            query: ``[..., query_len, query_dim]``.
-            key: ``[..., key_len, key_dim]``.
-            value: ``[..., key_len, value_dim]``.
-            valid_lens: As in ``additive_attention``.
-            mask: As in ``additive_attention``.
-            need_weights: As in ``additive_attention``.
-
-        Returns:
-            ``[..., query_len, value_dim]``; with ``need_weights`` also the weights,
-            ``[..., query_len, key_len]``.
-        """
-        query, key, value = disarm_padding(query, key, value, valid_lens=valid_lens, mask=mask)
-        return self.attend(
-            query,
-            self.project_keys(key),
-            value,
-            valid_lens=valid_lens,
-            mask=mask,
-            need_weights=need_weights,
         )
 
     def extra_repr(self) -> str:

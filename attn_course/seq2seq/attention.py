@@ -12,7 +12,7 @@ from attn_course.dot_product import BilinearAttention, CosineAttention, DotProdu
 from attn_course.scoring import AdditiveAttention
 
 
-class UniformAttention(nn.Module):
+class UniformAttention(DotProductAttention):
     """Weigh all keys that count alike: what attention has to beat.
 
     Example:
@@ -20,10 +20,6 @@ class UniformAttention(nn.Module):
         >>> UniformAttention()(value[:, :1], value, value, valid_lens=torch.tensor([2]))
         tensor([[[3.]]])
     """
-
-    def project_keys(self, key: Tensor) -> Tensor:
-        """Nothing depends on the keys: return them."""
-        return key
 
     def attend(
         self,
@@ -38,23 +34,8 @@ class UniformAttention(nn.Module):
         """Average the values; arguments as in ``AdditiveAttention.attend``."""
         # Equal scores make equal weights: a scaled dot product of zeros.
         zeros = value.new_zeros(*query.shape[:-1], 1), value.new_zeros(*value.shape[:-1], 1)
-        return DotProductAttention()(
+        return super().attend(
             *zeros, value, valid_lens=valid_lens, mask=mask, need_weights=need_weights
-        )
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        valid_lens: Tensor | None = None,
-        mask: Tensor | None = None,
-        need_weights: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Average the values; arguments as in ``AdditiveAttention``."""
-        return self.attend(
-            query, key, value, valid_lens=valid_lens, mask=mask, need_weights=need_weights
         )
 
 

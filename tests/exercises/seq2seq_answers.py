@@ -10,6 +10,7 @@ from attn_course.exercises import seq2seq as checks
 from attn_course.exercises import seq2seq_cases as cases
 from attn_course.exercises import seq2seq_mistakes as mistakes
 from attn_course.exercises import tl, triton
+from attn_course.exercises.several import each_of
 from attn_course.scoring.reference import additive_attention, masked_softmax
 from tests.exercises.answers import Table, new_answers
 
@@ -1135,7 +1136,7 @@ TABLES: list[Table] = [
     (cases._BEAM_CASES, cases._beam_search, mistakes._BEAM_MISTAKES),
     (cases._GRADIENT_CASES, cases._weight_gradient, mistakes._GRADIENT_MISTAKES),
     *(
-        (table, checks._part_of(oracle, k), known)
+        (table, part, known)
         for table, oracle, both in (
             (
                 cases._STEP_CASES,
@@ -1153,6 +1154,6 @@ TABLES: list[Table] = [
                 (mistakes._DQUERY_MISTAKES, mistakes._DWEIGHT_MISTAKES),
             ),
         )
-        for k, known in enumerate(both)
+        for part, known in zip(each_of(oracle, 2), both, strict=True)
     ),
 ]

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course.exercises import tl, triton
-from attn_course.exercises import transformer as checks
 from attn_course.exercises import transformer_cases as cases
 from attn_course.exercises import transformer_mistakes as mistakes
+from attn_course.exercises.several import each_of
 from tests.exercises.answers import Table, new_answers
 
 WRONG, RIGHT, wrong = new_answers()
@@ -1180,7 +1180,7 @@ def _(x, keys, values, maps):
     return values.mean(1), keys, values
 
 
-@step("two returned", "it returned a tuple of 2; expected 3 tensors")
+@step("two returned", "it returned a tuple of 2; expected three tensors")
 def _(x, keys, values, maps):
     return step_at(x, keys, values, maps, keys.shape[1])[:2]
 
@@ -1261,7 +1261,7 @@ def _(keys, values, parents):
     return keys[: len(parents)], values[: len(parents)]
 
 
-@beams("one tensor", "it returned a Tensor; expected 2 tensors")
+@beams("one tensor", "it returned a Tensor; expected two tensors")
 def _(keys, values, parents):
     return torch.stack([keys, values])[:, parents]
 
@@ -1535,7 +1535,7 @@ def _(x, weight, grad, eps):
     return dweight, dbias, dx
 
 
-@norm_back("dx alone", "it returned a Tensor; expected 3 tensors, dx, dweight and dbias")
+@norm_back("dx alone", "it returned a Tensor; expected three tensors, dx, dweight and dbias")
 def _(x, weight, grad, eps):
     return backward(x, weight, grad, eps)[0]
 
@@ -1923,9 +1923,11 @@ TABLES: list[Table] = [
     (cases._NORM_ROWS_CASES, cases._norm_rows, mistakes._NORM_ROWS_MISTAKES),
     (cases._CAUSAL_KERNEL_CASES, cases._causal_attention, mistakes._CAUSAL_KERNEL_MISTAKES),
     *(
-        (cases._NORM_BACKWARD_CASES, checks._part_of(k), known)
-        for k, known in enumerate(
-            (mistakes._DX_MISTAKES, mistakes._DGAIN_MISTAKES, mistakes._DSHIFT_MISTAKES)
+        (cases._NORM_BACKWARD_CASES, part, known)
+        for part, known in zip(
+            each_of(cases._norm_backward, 3),
+            (mistakes._DX_MISTAKES, mistakes._DGAIN_MISTAKES, mistakes._DSHIFT_MISTAKES),
+            strict=True,
         )
     ),
 ]
