@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from attn_course import _d2l
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
-from attn_course.benchmarks.masked_softmax import no_d2l
+from attn_course.benchmarks.peers import kernel_peer, no_d2l
 from attn_course.transformer import add_norm
 
 #: Of Vaswani et al.'s base model.
@@ -84,13 +83,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("reference", partial(ours, impl="reference"), ours=True),
         Peer("x + u, layer_norm", lambda device: plain),
         Peer("torch.compile", compiled, devices=("cuda",)),

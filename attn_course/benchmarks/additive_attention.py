@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from attn_course import _d2l
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
-from attn_course.benchmarks.masked_softmax import no_d2l
+from attn_course.benchmarks.peers import kernel_peer, no_d2l
 from attn_course.scoring import additive_attention
 
 HIDDEN, VALUE_DIM = 128, 128
@@ -105,13 +104,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("blocked", partial(ours, impl="blocked"), ours=True, devices=("cuda",)),
         Peer("eager", lambda device: eager, need=partial(hidden_axis, 2, 3)),
         Peer("torch.compile", compiled, devices=("cuda",)),

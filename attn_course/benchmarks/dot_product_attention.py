@@ -16,8 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn_course import _d2l
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
-from attn_course.benchmarks.masked_softmax import no_d2l
+from attn_course.benchmarks.peers import kernel_peer, no_d2l, no_tensor_cores
 from attn_course.dot_product import dot_product_attention
 
 HEADS, DIM = 4, 128
@@ -111,12 +110,6 @@ def flex(device: torch.device) -> Function:
     return on_heads(attend)
 
 
-def no_tensor_cores(device: torch.device) -> str:
-    """Why a backend for bfloat16 cannot run."""
-    older = torch.cuda.get_device_capability(device) < (8, 0)
-    return "needs bfloat16 on tensor cores, sm_80 or newer" if older else ""
-
-
 def d2l(device: torch.device) -> Function:
     """Zhang et al.'s layer, whose valid lengths make the causal mask."""
     layer = _d2l.load().DotProductAttention(dropout=0.0)
@@ -157,13 +150,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("plain", lambda device: on_heads(plain), need=partial(matrices, 3, 5)),
         Peer("SDPA", fused, devices=("cuda",)),
         Peer(

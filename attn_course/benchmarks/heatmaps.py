@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attn_course.benchmarks.cases import FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, matrices, no_triton
+from attn_course.benchmarks.peers import kernel_peer, matrices
 from attn_course.heatmaps import pooled_weights
 
 DIM = 64
@@ -140,13 +140,7 @@ def case(name: str, what: str, mask: str, sizes: dict[str, tuple[int, ...]]) -> 
         expected=partial(expected, mask=mask),
         peers=(
             Peer("auto", partial(ours, mask=mask, impl="auto"), ours=True, devices=("cpu",)),
-            Peer(
-                "triton",
-                partial(ours, mask=mask, impl="triton"),
-                ours=True,
-                why_not=no_triton,
-                why_untimed=interpreted,
-            ),
+            kernel_peer(partial(ours, mask=mask, impl="triton")),
             Peer("full matrix", partial(full_matrix, mask=mask), need=partial(matrices, 3, 3)),
             Peer("torch.compile, two passes", partial(two_pass, mask=mask), devices=("cuda",)),
         ),

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from attn_course import _triton
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
+from attn_course.benchmarks.peers import kernel_peer, matrices
 from attn_course.kernel_regression import kernel_regression
 
 DIM, VALUE_DIM = 3, 1
@@ -67,28 +67,9 @@ def compiled(device: torch.device) -> Function:
     return torch.compile(fusible, fullgraph=True, dynamic=False)
 
 
-def no_triton(device: torch.device) -> str:
-    """Why the kernel cannot run on a device."""
-    try:
-        _triton.require(device)
-    except RuntimeError as error:
-        return str(error)
-    return ""
-
-
-def interpreted(device: torch.device) -> str:
-    """Why the kernel's time would say nothing."""
-    return "interpreted, so its time says nothing" if _triton.INTERPRETED else ""
-
-
 def no_keops(device: torch.device) -> str:
     """Why KeOps cannot run."""
     return "" if find_spec("pykeops") else "not installed"
-
-
-def matrices(count: int, count_backward: int, size: int, direction: str) -> int:
-    """Bytes of as many float32 matrices of n x n."""
-    return 4 * size * size * (count if direction == FORWARD else count_backward)
 
 
 def flops(size: int, direction: str) -> int:
@@ -115,13 +96,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("blocked", partial(ours, impl="blocked"), ours=True, devices=("cuda",)),
         Peer("naive", lambda device: naive, need=partial(matrices, 3, 8)),
         Peer(

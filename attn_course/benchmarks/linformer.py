@@ -27,8 +27,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.dot_product_attention import no_tensor_cores
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
+from attn_course.benchmarks.peers import kernel_peer, no_tensor_cores, not_compiled
 from attn_course.linformer import linformer_attention
 
 HEADS, DIM, SLOTS, HIDDEN = 4, 64, 128, 1024
@@ -188,13 +187,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("matmul, SDPA", lambda device: on_heads(libraries)),
         Peer("linformer-pytorch", published, why_not=no_package),
         *full(without_matrix, (FORWARD,)),
@@ -266,11 +259,6 @@ def our_layer(slots: int, device: torch.device, impl: str) -> Function:
         return linformer_attention(query, key, value, matrix, matrix, impl=impl)
 
     return in_layer(attend)
-
-
-def not_compiled(device: torch.device) -> str:
-    """Why the kernels cannot run; the first case tries them interpreted, which takes long."""
-    return no_triton(device) or interpreted(device)
 
 
 def layer_flops(slots: int, size: int, direction: str) -> int:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from attn_course import _d2l
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, matrices, no_triton
+from attn_course.benchmarks.peers import kernel_peer, matrices, no_d2l
 from attn_course.scoring import masked_softmax
 
 
@@ -58,11 +57,6 @@ def d2l(device: torch.device) -> Function:
     return with_lens(lambda scores, lens: function(scores.clone()[None], lens[None])[0])
 
 
-def no_d2l(device: torch.device) -> str:
-    """Why d2l cannot run."""
-    return "" if find_spec("d2l") else "not installed"
-
-
 def ours(device: torch.device, impl: str) -> Function:
     """The package's function, through one implementation."""
     return with_lens(partial(masked_softmax, impl=impl))
@@ -88,13 +82,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("masked_fill, softmax", lambda device: with_lens(fill), need=partial(matrices, 3, 5)),
         Peer("torch.compile", compiled, devices=("cuda",), need=partial(matrices, 2, 4)),
         Peer("d2l", d2l, devices=("cpu",), why_not=no_d2l, need=partial(matrices, 4, 6)),

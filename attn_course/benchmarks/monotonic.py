@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
+from attn_course.benchmarks.peers import interpreted, kernel_peer, no_triton
 from attn_course.monotonic import best_path, many_to_many, one_to_many, scan
 from attn_course.monotonic.fronts import LogVisits
 from attn_course.monotonic.reference import STEPS
@@ -351,13 +351,7 @@ def visits_case(model: str, log: bool, name: str, title: str) -> Case:
         peers=(
             Peer("auto", partial(ours, **options, impl="auto"), ours=True),
             Peer("scan", partial(ours, **options, impl="scan"), ours=True, devices=("cuda",)),
-            Peer(
-                "triton",
-                partial(ours, **options, impl="triton"),
-                ours=True,
-                why_not=no_triton,
-                why_untimed=interpreted,
-            ),
+            kernel_peer(partial(ours, **options, impl="triton")),
             Peer("reference", partial(ours, **options, impl="reference"), ours=True),
             Peer("source's loop", partial(source, **options, plain=True)),
             Peer("source's loop, logaddexp", partial(source, **options, plain=False)),

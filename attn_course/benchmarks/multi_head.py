@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from attn_course import _d2l
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.masked_softmax import no_d2l
+from attn_course.benchmarks.peers import no_d2l
 from attn_course.multi_head import MultiHeadAttention
 
 BATCH, WIDTH, HEADS = 8, 512, 8

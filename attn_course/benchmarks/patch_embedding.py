@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
+from attn_course.benchmarks.peers import not_compiled
 from attn_course.vision import patch_embedding
 
 CHANNELS, EDGE, PATCH, DIM = 3, 224, 16, 768
@@ -70,11 +70,6 @@ def ours(device: torch.device, impl: str) -> Function:
         )
 
     return on_images(embed)
-
-
-def not_compiled(device: torch.device) -> str:
-    """Why the kernel cannot run; interpreted, even one image would take minutes."""
-    return no_triton(device) or interpreted(device)
 
 
 def convolve(

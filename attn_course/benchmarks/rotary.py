@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attn_course.benchmarks.cases import BOTH, FORWARD, Case, Function, Peer, random_inputs
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
+from attn_course.benchmarks.peers import kernel_peer
 from attn_course.positional import rotate, sinusoid
 
 HEADS, DIM = 8, 64
@@ -97,13 +97,7 @@ CASE = Case(
     expected=expected,
     peers=(
         Peer("auto", partial(ours, impl="auto"), ours=True, devices=("cpu",)),
-        Peer(
-            "triton",
-            partial(ours, impl="triton"),
-            ours=True,
-            why_not=no_triton,
-            why_untimed=interpreted,
-        ),
+        kernel_peer(partial(ours, impl="triton")),
         Peer("table", from_table),
         Peer("complex, table", as_complex),
         Peer("torch.compile, table", compiled, devices=("cuda",)),

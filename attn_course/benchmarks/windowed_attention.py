@@ -23,11 +23,10 @@ from attn_course.benchmarks.dot_product_attention import (
     bytes_moved,
     inputs,
     merge,
-    no_tensor_cores,
     on_heads,
     split,
 )
-from attn_course.benchmarks.kernel_regression import interpreted, no_triton
+from attn_course.benchmarks.peers import kernel_peer, no_tensor_cores
 from attn_course.long_sequences import windowed_attention
 
 
@@ -145,13 +144,7 @@ def case(name: str, title: str, pattern: Pattern) -> Case:
         expected=partial(expected, pattern),
         peers=(
             Peer("auto", partial(ours, pattern, impl="auto"), ours=True),
-            Peer(
-                "triton",
-                partial(ours, pattern, impl="triton"),
-                ours=True,
-                why_not=no_triton,
-                why_untimed=interpreted,
-            ),
+            kernel_peer(partial(ours, pattern, impl="triton")),
             Peer("SDPA, mask", partial(masked, pattern), need=mask_bytes),
             Peer(
                 "FlexAttention, torch.compile",
