@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course._validation import check_choice
+from attn_course._weights import load_named
 from attn_course.linformer import model as ours
 from attn_course.linformer.block import LinformerBlock
 from attn_course.positional import sinusoid
@@ -290,17 +291,7 @@ def load_published(
         head = f"{before}seq.0.fn.heads.0"
         found = _projection(state, encoder.projection, [f"{head}.E"])
         named |= {f"{prefix}projection.{name}": tensor for name, tensor in found.items()}
-    expected = target.state_dict()
-    for name in sorted({*named, *expected}):
-        here, there = (
-            list(held[name].shape) if name in held else "missing" for held in (expected, named)
-        )
-        if here != there:
-            raise ValueError(
-                f"source must be made with the arguments of target: {name} is {here} here and "
-                f"{there} in source."
-            )
-    target.load_state_dict(named)
+    load_named(target, named, "be made with the arguments of target")
 
 
 def _block(

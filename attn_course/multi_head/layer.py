@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from attn_course._padding import clear_rows, disarm_padding, harmless
 from attn_course._validation import check_choice, check_counts, check_dropout
+from attn_course._weights import load_named
 from attn_course.dot_product import dot_product_attention
 from attn_course.multi_head import loading, ops
 from attn_course.multi_head.cache import KeyValueCache
@@ -538,8 +539,7 @@ class MultiHeadAttention(nn.Module):
         """Copy a state dict under this layer's names, all or nothing."""
         if self.scoring is not None:
             raise ValueError("source compares by dot products, and this layer by its scoring.")
-        loading.check_fits(self.state_dict(), state)
-        self.load_state_dict(state)
+        load_named(self, state)
 
     def extra_repr(self) -> str:
         """What ``print`` shows of the layer."""

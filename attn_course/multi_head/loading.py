@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from attn_course._weights import check_drawn
+
 
 def from_torch(
     source: nn.MultiheadAttention | Mapping[str, Tensor], num_heads: int
@@ -50,22 +52,8 @@ def from_d2l(source: nn.Module | Mapping[str, Tensor], num_heads: int) -> dict[s
     if isinstance(source, nn.Module):
         _check_heads(source.num_heads, num_heads)
         source = source.state_dict()
-    if any(nn.parameter.is_lazy(tensor) for tensor in source.values()):
-        raise ValueError("source has no weights yet: call it once, so that it learns its widths.")
+    check_drawn(source)
     return dict(source)
-
-
-def check_fits(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Raise ``ValueError`` unless both hold the same names with the same shapes."""
-    for name in sorted({*ours, *theirs}):
-        here, there = (
-            list(state[name].shape) if name in state else "missing" for state in (ours, theirs)
-        )
-        if here != there:
-            raise ValueError(
-                f"source must have the parameters of this layer, with the same shapes: {name} is "
-                f"{here} here and {there} in source."
-            )
 
 
 def _check_heads(theirs: object, ours: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attn_course._validation import check_choice, check_ids, check_tokens
+from attn_course._weights import load_named
 from attn_course.multi_head import KeyValueCache, MultiHeadAttention, Packing
 from attn_course.transformer import loading
 from attn_course.transformer.sublayers import AddNorm, PositionwiseFeedForward
@@ -68,7 +69,7 @@ class _Layer(nn.Module):
             >>> torch.allclose(ours(x), theirs(x), atol=1e-6)
             True
         """
-        loading.copy(self, loading.from_torch(source, self._options()))
+        load_named(self, loading.from_torch(source, self._options()))
 
     def load_d2l(self, source: nn.Module | Mapping[str, Tensor]) -> None:
         """Copy the weights of d2l's block; outputs are then the same in evaluation mode.
@@ -87,7 +88,7 @@ class _Layer(nn.Module):
             ValueError: It has no weights yet, or other heads or widths than this layer, or
                 this layer does what d2l's do not (normalise first, GELU, no biases).
         """
-        loading.copy(self, loading.from_d2l(source, self._options()))
+        load_named(self, loading.from_d2l(source, self._options()))
 
     def _options(self) -> dict[str, Any]:
         """What weights do not tell."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from attn_course._weights import check_drawn
+
 #: Their names -> ours. Of cross-attention and the third norm only decoders have any.
 TORCH = {
     "self_attn": "self_attention",
@@ -86,32 +88,12 @@ def from_d2l(
         )
         source = source.state_dict()
     _check_options(made, options)
-    if any(nn.parameter.is_lazy(tensor) for tensor in source.values()):
-        raise ValueError("source has no weights yet: call it once, so that it learns its widths.")
+    check_drawn(source)
     renamed = _rename(source, D2L)
     for name, tensor in list(renamed.items()):
         if "attention.W_" in name and name.endswith(".weight"):
             renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(tensor[:, 0]))
     return renamed
-
-
-def copy(layer: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a state under the layer's own names, all or nothing.
-
-    Raises:
-        ValueError: The names or the shapes are not those of the layer.
-    """
-    ours = layer.state_dict()
-    for name in sorted({*ours, *state}):
-        here, there = (
-            list(held[name].shape) if name in held else "missing" for held in (ours, state)
-        )
-        if here != there:
-            raise ValueError(
-                f"source must have the parameters of this layer, with the same shapes: {name} is "
-                f"{here} here and {there} in source."
-            )
-    layer.load_state_dict(state)
 
 
 def _rename(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

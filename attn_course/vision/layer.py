@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course._validation import check_choice, check_counts
+from attn_course._weights import check_drawn, load_named
 from attn_course.transformer import EncoderLayer
 from attn_course.vision import ops
 
@@ -198,10 +199,7 @@ class ViTBlock(EncoderLayer):
                     f"got {theirs.attention.num_heads}."
                 )
             source = source.state_dict()
-        if any(nn.parameter.is_lazy(tensor) for tensor in source.values()):
-            raise ValueError(
-                "source has no weights yet: call it once, so that it learns its widths."
-            )
+        check_drawn(source)
         renamed = dict(source)
         for old, new in D2L.items():
             renamed = {
@@ -212,15 +210,4 @@ class ViTBlock(EncoderLayer):
         for letter in "qkvo":
             name = f"self_attention.W_{letter}.bias"
             renamed.setdefault(name, torch.zeros_like(ours[name]))
-        shapes, expected = (
-            {name: list(tensor.shape) for name, tensor in state.items()}
-            for state in (renamed, ours)
-        )
-        for name in sorted({*shapes, *expected}):
-            here, there = (held.get(name, "missing") for held in (expected, shapes))
-            if here != there:
-                raise ValueError(
-                    "source must have the parameters of this block, with the same shapes: "
-                    f"{name} is {here} here and {there} in source."
-                )
-        self.load_state_dict(renamed)
+        load_named(self, renamed, "have the parameters of this block, with the same shapes")
