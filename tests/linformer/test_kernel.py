@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +20,7 @@ from attn_course.testing import (
     poisoned_padding,
     with_layout,
 )
+from tests.launches import addresses, interpreted, watch
 
 if not _triton.AVAILABLE:
     pytest.skip(f"kernels cannot run here: {_triton.REASON}", allow_module_level=True)
@@ -513,59 +512,6 @@ def test_runs_repeat(operation: Any) -> None:
 # What the kernels touch, seen through the interpreter
 
 
-class Touched:
-    """Addresses by launch: how often each was read, and which program wrote it."""
-
-    def __init__(self) -> None:
-        self.reads: list[Counter[int]] = []
-        self.writes: list[list[tuple[int, tuple[int, ...]]]] = []
-
-
-@contextmanager
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Touched]:
-    from triton.runtime.interpreter import InterpreterBuilder as Builder
-
-    touched = Touched()
-    load, store, start = (
-        Builder.create_masked_load,
-        Builder.create_masked_store,
-        Builder.set_grid_dim,
-    )
-
-    def begin(self: Any, *dims: int) -> None:
-        touched.reads.append(Counter())
-        touched.writes.append([])
-        start(self, *dims)
-
-    def read(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
-        at, inside = np.broadcast_arrays(ptrs.data, mask.data)
-        touched.reads[-1].update(at[inside].tolist())
-        return load(self, ptrs, mask, *rest)
-
-    def write(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        at, inside = np.broadcast_arrays(ptrs.data, mask.data)
-        touched.writes[-1] += [(address, self.grid_idx) for address in at[inside].tolist()]
-        return store(self, ptrs, value, mask, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Builder, "set_grid_dim", begin)
-        patch.setattr(Builder, "create_masked_load", read)
-        patch.setattr(Builder, "create_masked_store", write)
-        yield touched
-
-
-def addresses(tensor: Tensor) -> set[int]:
-    """Of each element of a tensor."""
-    offsets = torch.zeros(tensor.shape, dtype=torch.int64)
-    for axis, step in enumerate(tensor.stride()):
-        shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
-        offsets = offsets + torch.arange(tensor.shape[axis]).reshape(shape) * step
-    return set((tensor.data_ptr() + offsets.flatten() * tensor.element_size()).tolist())
-
-
-interpreted = pytest.mark.skipif(not _triton.INTERPRETED, reason="looks into the interpreter")
-
-
 @interpreted
 def test_no_two_programs_write_the_same_slot(
     operation: Any, parts: None, monkeypatch: pytest.MonkeyPatch
@@ -578,10 +524,8 @@ def test_no_two_programs_write_the_same_slot(
         run(function, tensors, *grads)
     assert len(touched.writes) == 3  # launches: forward, and two backward
     for writes in touched.writes:
-        owners = Counter(address for address, _ in writes)
-        assert writes and max(owners.values()) == 1
-    programs = [len({program for _, program in writes}) for writes in touched.writes]
-    assert max(programs) > 1
+        assert writes and max(writes.values()) == 1
+    assert max(map(len, touched.programs)) > 1
 
 
 @interpreted
@@ -597,7 +541,7 @@ def test_a_shared_matrix_is_read_once_for_both(
     reads = sum(touched.reads, Counter())
     assert {reads[a] for a in addresses(matrix)} == {2}
     assert {reads[a] for a in addresses(other)} == {2}
-    assert {reads[a] for a in addresses(key) | addresses(value)} == {1}
+    assert {reads[a] for a in (*addresses(key), *addresses(value))} == {1}
     assert len(touched.reads) == (1 if shared else 2)
 
 
@@ -611,8 +555,8 @@ def test_padding_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.autograd.grad(project(leaves[0], leaves[1], lens), leaves, grad)
     for reads in touched.reads:
         for b, length in enumerate((17, 5)):
-            assert not addresses(x[b, :, length:]) & reads.keys()
-        assert not addresses(matrix[:, 17:]) & reads.keys()
+            assert reads.keys().isdisjoint(addresses(x[b, :, length:]))
+        assert reads.keys().isdisjoint(addresses(matrix[:, 17:]))
     # A tile of 16 positions past the length reads no gradient: two tiles do, and one.
     per_tile = [
         {reads[a] for a in addresses(grad[b])} for reads in touched.reads[1:] for b in (0, 1)
@@ -627,9 +571,9 @@ def test_keys_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     with watch(monkeypatch) as touched:
         attend(query, key, value, scale=1.0)
     (reads,) = touched.reads
-    programs = len({program for _, program in touched.writes[0]})
+    programs = len(touched.programs[0])
     assert programs == 3  # tiles of 16 queries
-    assert {reads[a] for a in addresses(key) | addresses(value)} == {programs}
+    assert {reads[a] for a in (*addresses(key), *addresses(value))} == {programs}
     assert {reads[a] for a in addresses(query)} == {1}
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from torch import Tensor
 from attn_course import _triton
 from attn_course.monotonic import expected_alignment, many_to_many, one_to_many
 from attn_course.testing import LAYOUTS, assert_within_budget, with_layout
+from tests.launches import addresses, interpreted, watch
 from tests.monotonic.walks import MODELS, brute_force
 
 if not _triton.AVAILABLE:
@@ -35,7 +33,6 @@ on_both = pytest.mark.parametrize("model", MODELS)
 on_logs = pytest.mark.parametrize("log", [False, True], ids=["phi", "log phi"])
 #: For what depends on neither.
 MIXED = [(MODELS[0], True), (MODELS[1], False)]
-interpreted = pytest.mark.skipif(not _triton.INTERPRETED, reason="looks into the interpreter")
 
 #: Rows and columns: about tiles of 2 or 3 lanes and 4 places, and both ways.
 SIZES = [(2, 4), (5, 9), (9, 5)]
@@ -355,56 +352,6 @@ def test_what_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 # How the kernels are launched
 
 
-class Touched:
-    """Addresses by launch: how often each was written, and which were read."""
-
-    def __init__(self) -> None:
-        self.reads: list[set[int]] = []
-        self.writes: list[Counter[int]] = []
-        self.programs: list[set[tuple[int, ...]]] = []
-
-
-@contextmanager
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Touched]:
-    from triton.runtime.interpreter import InterpreterBuilder as Builder
-
-    touched = Touched()
-    load, store, start = (
-        Builder.create_masked_load,
-        Builder.create_masked_store,
-        Builder.set_grid_dim,
-    )
-
-    def begin(self: Any, *dims: int) -> None:
-        touched.reads.append(set())
-        touched.writes.append(Counter())
-        touched.programs.append(set())
-        start(self, *dims)
-
-    def read(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
-        at, inside = np.broadcast_arrays(ptrs.data, mask.data)
-        touched.reads[-1].update(at[inside].tolist())
-        return load(self, ptrs, mask, *rest)
-
-    def write(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        at, inside = np.broadcast_arrays(ptrs.data, mask.data)
-        touched.writes[-1].update(at[inside].tolist())
-        touched.programs[-1].add(self.grid_idx)
-        return store(self, ptrs, value, mask, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Builder, "set_grid_dim", begin)
-        patch.setattr(Builder, "create_masked_load", read)
-        patch.setattr(Builder, "create_masked_store", write)
-        yield touched
-
-
-def addresses(tensor: Tensor) -> list[int]:
-    """Of each element of a contiguous tensor."""
-    size = tensor.element_size()
-    return [tensor.data_ptr() + size * n for n in range(tensor.numel())]
-
-
 @interpreted
 @on_logs
 @on_both
@@ -417,7 +364,7 @@ def test_no_program_waits_for_another(
         OPS[model](x, impl="triton", log=log).backward(random(1, 5, 9))
     for reads, writes in zip(touched.reads, touched.writes, strict=True):
         assert writes and max(writes.values()) == 1
-        assert not reads & writes.keys()
+        assert reads.keys().isdisjoint(writes)
     tiles = kernel.tiling(torch.empty(1, 9, 5) if model == "one_to_many" else x)
     assert tiles.rows > 1 and tiles.columns > 1
     forwards = len(tiles.waves())
