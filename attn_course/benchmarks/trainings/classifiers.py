@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attn_course._validation import check_choice
+from attn_course.benchmarks.trainings.recipe import one_cycle
 from attn_course.data import image_batches, random_affine
 from attn_course.training import History, fit
 from attn_course.vision import ViT, patchify
@@ -115,11 +116,7 @@ def learn(
         progress: Show a progress bar where someone can see it.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr, total_steps=steps + 1, pct_start=0.05
-    )
-    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    optimizer = one_cycle(parameters, max_lr, steps, betas=(0.9, 0.99), warmup=0.05)
     batches = image_batches(
         images, labels, batch_size=batch_size, count=steps // 10, augment=augment, seed=seed
     )

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from attn_course.benchmarks.trainings.recipe import one_cycle, round_to_stored
 from attn_course.data import (
     LENGTH_BINS,
     SLICES,
@@ -69,22 +69,13 @@ def train(
 
     Returns:
         What ``fit`` returns.
-
-    Reference:
-        Smith and Topin (2019), Super-convergence, for the schedule.
     """
-    optimizer = torch.optim.Adam(translator.model.parameters(), betas=(0.9, 0.98), fused=True)
-    total = epochs * len(batches) + 1
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr,
-        total_steps=total,
-        pct_start=max(warmup, 2 / total),  # it has to rise for a step at least
-    )
+    total = epochs * len(batches)
+    warmup = max(warmup, 2 / (total + 1))  # it has to rise for a step at least
+    optimizer = one_cycle(translator.model.parameters(), max_lr, total, warmup=warmup)
     steps = itertools.count(1)
 
     def after_step(*_: Any) -> None:
-        schedule.step()
         if (step := next(steps)) % every == 0 and watch is not None:
             watch(step)
 
@@ -195,9 +186,7 @@ def keep(
         return build(encoder, decoder, source, target)
 
     translator, _ = _learn(make, seed, size, batch_size, training)
-    with torch.no_grad():  # what is judged is what is stored
-        for parameter in translator.model.parameters():
-            parameter.copy_(parameter.half().float())
+    round_to_stored(translator.model)
     config = {
         "encoder": encoder,
         "decoder": decoder,

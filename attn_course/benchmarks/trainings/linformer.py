@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attn_course.benchmarks.trainings.common import Record
+from attn_course.benchmarks.trainings.recipe import one_cycle, round_to_stored
 from attn_course.data import pretrained, save_pretrained
 from attn_course.linformer import LinformerAttention
 from attn_course.long_sequences import WindowedSelfAttention
@@ -241,11 +242,7 @@ def train(
     Returns:
         What ``fit`` returns, with ``EPOCHS`` epochs.
     """
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr, total_steps=steps + 1, pct_start=0.1
-    )
-    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    optimizer = one_cycle(model.parameters(), max_lr, steps)
     return fit(
         model,
         FactBatches(batch_size, length, facts, steps, seed),
@@ -395,9 +392,7 @@ def load_recall(name: str = "recall_linformer") -> Recall:
 def _keep(name: str, kind: str, **options: Any) -> Path:
     """Train and store a model; it is judged as it is stored, in half precision."""
     model, record = recall(kind, 0, **options)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half().float())
+    round_to_stored(model)
     config = {"model": {"kind": kind} | options, "seed": 0, "steps": record["steps"]}
     return save_pretrained(name, config | judge(model), model.state_dict())
 

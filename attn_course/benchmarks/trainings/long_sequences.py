@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from attn_course.benchmarks.trainings.common import Record
+from attn_course.benchmarks.trainings.recipe import round_to_stored
 from attn_course.data import LineBatches, Lines, Stage, digit_lines, save_pretrained
 from attn_course.long_sequences import AttentionCRNN, character_error_rate, ctc_loss, read_lines
 from attn_course.training import History, fit, seed_everything
@@ -147,9 +148,7 @@ def _keep(name: str, options: dict[str, Any]) -> Path:
     """Train and store a recogniser; it is judged as it is stored, in half precision."""
     model = make(options, 0)
     train(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half().float())
+    round_to_stored(model)
     config = {"model": {"num_classes": 10} | options, "seed": 0, **judge(model)}
     return save_pretrained(name, config, model.state_dict())
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from attn_course.benchmarks.trainings.common import Record
+from attn_course.benchmarks.trainings.recipe import one_cycle, round_to_stored
 from attn_course.benchmarks.trainings.spellers import (
     LENGTH,
     NUM_LETTERS,
@@ -75,11 +76,7 @@ def train(
     Returns:
         What ``fit`` returns: it counts all steps as one epoch.
     """
-    optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr, total_steps=steps + 1, pct_start=0.1
-    )
-    optimizer.register_step_post_hook(lambda *_: schedule.step())
+    optimizer = one_cycle(model.parameters(), max_lr, steps)
     return _fit(model, task, optimizer, steps, batch_size, 1.0, seed, progress)
 
 
@@ -195,9 +192,7 @@ def load_speller(name: str = "letters_many") -> Speller:
 def _keep(name: str, task: str) -> Path:
     """Train and store a model; it is judged as it is stored, in half precision."""
     model, record = learn(Speller, task, 0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half().float())
+    round_to_stored(model)
     config = {"model": {"task": task}, "seed": 0, "steps": record["steps"]}
     return save_pretrained(name, config | judge(model, task, lengths=LENGTHS), model.state_dict())
 

@@ -25,6 +25,7 @@ from attn_course.benchmarks.trainings.classifiers import (
     shuffle_patches,
 )
 from attn_course.benchmarks.trainings.common import Record
+from attn_course.benchmarks.trainings.recipe import round_to_stored
 from attn_course.data import digits, fashion_mnist, image_batches, random_affine, save_pretrained
 from attn_course.kernel_regression import KernelClassifier
 from attn_course.training import History, fit, seed_everything
@@ -262,9 +263,7 @@ def _keep(name: str) -> Path:
     """Train and store the chapter's model; it is judged as it is stored, in half precision."""
     parts = digit_images(0)
     model, _ = trained("vit", parts, 0, steps=STEPS)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.half().float())
+    round_to_stored(model)
     config = {"model": SIZES, "seed": 0, "steps": STEPS, "accuracy": accuracy(model, *parts[2:])}
     return save_pretrained(name, config, model.state_dict())
 
