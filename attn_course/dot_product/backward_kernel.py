@@ -37,6 +37,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import ARCHITECTURES, INTERPRETED, Shipped, tl, triton
 from attn_course.dot_product.kernel import (
     MAX_DIM,
@@ -498,7 +499,7 @@ def flash_attention(
     n, m, dtype = query.shape[-2], key.shape[-2], query.dtype
     if INTERPRETED and dtype == torch.bfloat16:  # NumPy has none
         query, key, value = query.float(), key.float(), value.float()
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = wide_dtype(dtype)
 
     def four(tensor: Tensor, shape: tuple[int, ...] = batch_shape) -> Tensor:
         full = tensor.expand(*shape, *tensor.shape[-2:])

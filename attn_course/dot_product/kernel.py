@@ -52,6 +52,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import (
     ARCHITECTURES,
     INTERPRETED,
@@ -439,7 +440,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, options: Options) -> tuple
     """
     (batch, heads, n, _), value_dim = query.shape, value.shape[3]
     output = query.new_empty(batch, heads, n, value_dim)
-    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(query.dtype)
     norm = query.new_empty(batch, heads, n, dtype=wide)
     pointers, sizes, meta = common(query, key, value, options)
     config = tiles(CONFIGS, query, value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from attn_course._precision import wide_dtype
 from attn_course._validation import check_counts, check_positive
 from attn_course.dot_product import ops
 from attn_course.scoring import AttentionLayer
@@ -186,6 +187,6 @@ class CosineAttention(DotProductAttention):
 
 def _direction(vector: Tensor) -> Tensor:
     """The vectors, divided by their length; a vector of zeros stays, with a gentle gradient."""
-    wide = torch.float64 if vector.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(vector.dtype)
     length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True, dtype=wide)
     return (vector / length.masked_fill(length == 0, 1)).to(vector.dtype)

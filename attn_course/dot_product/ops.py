@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from attn_course import _triton
 from attn_course._masks import check_mask, check_valid_lens, check_window, combine
 from attn_course._padding import disarm_checked
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -79,7 +80,7 @@ class _Request(NamedTuple):
 
     def as_float(self) -> _Request:
         """In float64 if it came so, else in float32."""
-        wide = torch.float64 if self.query.dtype == torch.float64 else torch.float32
+        wide = wide_dtype(self.query.dtype)
         scale = self.scale.to(wide) if isinstance(self.scale, Tensor) else self.scale
         slopes = None if self.slopes is None else self.slopes.to(wide)
         query, key, value = (x.to(wide) for x in (self.query, self.key, self.value))

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from attn_course import _triton
 from attn_course._masks import check_valid_lens, check_window
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -255,7 +256,7 @@ def pooled_weights(
     elif impl == "triton":
         _triton.require(query.device)
 
-    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    compute = wide_dtype(query.dtype)
     weight = _check_weight(weight, query, score)
     slopes = _check_slopes(bias_slopes, batch_shape, query, score)
     query, key = _fold(query.to(compute), key.to(compute), score, scale, width)
@@ -299,7 +300,7 @@ def _check_slopes(
     if score != "dot":
         raise ValueError(f"bias_slopes is for score='dot', got one with score={score!r}.")
     check_slopes(slopes, batch_shape, query.device)
-    return slopes.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
+    return slopes.to(wide_dtype(query.dtype))
 
 
 def _check_weight(weight: Tensor | None, query: Tensor, score: str) -> Tensor | None:
@@ -317,7 +318,7 @@ def _check_weight(weight: Tensor | None, query: Tensor, score: str) -> Tensor | 
             f"weight must have shape [{query.shape[-1]}], the columns of query, "
             f"got {list(weight.shape)}."
         )
-    return weight.to(torch.float64 if query.dtype == torch.float64 else torch.float32)
+    return weight.to(wide_dtype(query.dtype))
 
 
 def _check_bins(bins: int | tuple[int, int], query_len: int, key_len: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from attn_course import _triton
 from attn_course._masks import check_mask, check_valid_lens, combine
 from attn_course._padding import disarm_checked
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -160,7 +161,7 @@ def kernel_regression(
         _triton.require(query.device)
 
     dtype = query.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = wide_dtype(dtype)
     query, key, value = query.to(compute), key.to(compute), value.to(compute)
     if isinstance(width, Tensor):
         width = width.to(query)

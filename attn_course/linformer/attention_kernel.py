@@ -50,6 +50,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import ARCHITECTURES, INTERPRETED, Shipped, architecture, tl, triton
 from attn_course.linformer.kernel import (
     MAX_DIM,
@@ -61,7 +62,6 @@ from attn_course.linformer.kernel import (
     rows_contiguous,
     slots,
     split,
-    wide,
 )
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -389,7 +389,9 @@ class _ShortAttention(torch.autograd.Function):
         (batch, heads, n, dim), (m, value_dim) = query.shape, value.shape[2:]
         grad = rows_contiguous(grad)
         dquery = query.new_empty(query.shape)
-        norm, delta = (query.new_empty(batch, heads, n, dtype=wide(query)) for _ in range(2))
+        norm, delta = (
+            query.new_empty(batch, heads, n, dtype=wide_dtype(query.dtype)) for _ in range(2)
+        )
         pointers = query, key, value, query if lens is None else lens, grad
         meta = common(query, value, lens)
         config = tiles(whole_rows, DQ_CONFIGS, query, value)

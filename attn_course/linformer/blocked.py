@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attn_course._precision import widened
 from attn_course.linformer import reference
 
 #: Weights of a tile: 2 MiB in float32, which stays in a processor's second cache.
@@ -137,7 +138,7 @@ class _Blocked(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, seen)
         ctx.how = how
-        scaled_key, value = _float(key) * how.scale, _float(value)
+        scaled_key, value = widened(key) * how.scale, widened(value)
         output = _positions_first(query, value.shape[-1])
         generator = how.generator(query.device)
         for rows in how.tiles(query, key):
@@ -155,12 +156,12 @@ class _Blocked(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         query, key, value, seen = ctx.saved_tensors
         how = ctx.how
-        scaled_key, wide_value = _float(key) * how.scale, _float(value)
+        scaled_key, wide_value = widened(key) * how.scale, widened(value)
         grad_query = _positions_first(query, query.shape[-1])
         grad_key, grad_value = torch.zeros_like(scaled_key), torch.zeros_like(wide_value)
         generator = how.generator(query.device)
         for rows in how.tiles(query, key):
-            queries, grad = (_float(x[..., rows, :]) for x in (query, grad_output))
+            queries, grad = (widened(x[..., rows, :]) for x in (query, grad_output))
             weights = how.weights(queries, scaled_key, seen)
             kept = how.kept(weights, generator)
             used = weights if kept is None else weights * kept
@@ -175,10 +176,6 @@ class _Blocked(torch.autograd.Function):
             grad_key += grad_scores.mT @ queries
         grad_key = (grad_key * how.scale).to(key.dtype)
         return grad_query, grad_key, grad_value.to(value.dtype), None, None
-
-
-def _float(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _positions_first(query: Tensor, width: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attn_course import _triton
 from attn_course._masks import shorter
+from attn_course._precision import widened
 from attn_course._validation import check_choice, check_need_weights
 from attn_course.dot_product import dot_product_attention
 from attn_course.linformer import ops, reference
@@ -131,7 +132,7 @@ def causal_linformer_attention(
     impl = _choose(impl, query, dropout_p, need_weights)
     if impl == "reference":
         every = torch.full(query.shape[:1], length, device=query.device) if lens is None else lens
-        wide = [ops.widened(x) for x in (query, key, value, key_projection, value_projection)]
+        wide = [widened(x) for x in (query, key, value, key_projection, value_projection)]
         columns = length // width * key_projection.shape[-2] + length
         kept = ops.draw_kept(dropout_p, (*query.shape[:-1], columns), wide[0])
         output, weights = reference.causal_linformer_attention(
@@ -140,7 +141,7 @@ def causal_linformer_attention(
         output, weights = output.to(query.dtype), weights.to(query.dtype)
         return (output, weights) if need_weights else output
     key_slots, value_slots = (
-        reference.project_blocks(ops.widened(x), ops.widened(E)).to(x.dtype)
+        reference.project_blocks(widened(x), widened(E)).to(x.dtype)
         for x, E in ((key, key_projection), (value, value_projection))
     )
     blocks = _Blocks(query, key, value, key_slots, value_slots, width, lens)

@@ -42,6 +42,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import (
     ARCHITECTURES,
     INTERPRETED,
@@ -157,11 +158,6 @@ def block(columns: int) -> int:
     return max(16, width)
 
 
-def wide(tensor: Tensor) -> torch.dtype:
-    """The type that sums are made in."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def choose(configs: Configs, arch: int, size: int, width: int) -> Config:
     """The tiles for numbers of so many bytes and heads of so many columns."""
     for (bytes_, most), config in configs[arch].items():
@@ -196,7 +192,7 @@ def split(count: int, programs: int) -> tuple[int, int]:
 
 def slots(like: Tensor, parts: int, *shape: int) -> Tensor:
     """A place for each part of a sum, in float32 at least; where there is one, it is the sum."""
-    return like.new_empty(parts, *shape, dtype=like.dtype if parts == 1 else wide(like))
+    return like.new_empty(parts, *shape, dtype=like.dtype if parts == 1 else wide_dtype(like.dtype))
 
 
 def add_up(partial: Tensor, dtype: torch.dtype) -> Tensor:

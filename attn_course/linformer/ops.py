@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from attn_course import _triton
 from attn_course._masks import check_valid_lens, shorter
 from attn_course._padding import clear_rows
+from attn_course._precision import widened
 from attn_course._validation import (
     check_choice,
     check_dropout,
@@ -450,11 +451,6 @@ def _choose(impl: str, query: Tensor, key: Tensor, need_weights: bool) -> str:
         return "sdpa"
     tiled = query.shape[:-1].numel() * key.shape[-2] >= _TILED_ELEMENTS
     return "blocked" if tiled else "reference"
-
-
-def widened(x: Tensor) -> Tensor:
-    """What PyTorch's path computes with: half precision in float32."""
-    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def draw_kept(dropout_p: float, shape: tuple[int, ...], like: Tensor) -> Tensor | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attn_course import _triton
 from attn_course._masks import check_valid_lens
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -264,7 +265,7 @@ def _slide(
             scale=scale, impl="triton",
         )  # fmt: skip
     dtype = query.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = wide_dtype(dtype)
     query, key, value = (x.to(compute) for x in (query, key, value))
     if lens is not None:
         lens = lens.reshape(lens.shape[0], *[1] * (query.ndim - 3), lens.shape[1])

@@ -47,6 +47,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import (
     ARCHITECTURES,
     REASON,
@@ -242,7 +243,7 @@ def forward(x: Tensor, lanes: Tensor, lengths: Tensor, slant: int) -> Tensor:
         phi, ``[batch, lanes, width]``, float32 or float64.
     """
     tiles = tiling(x)
-    phi = torch.zeros(x.shape, dtype=wide(x), device=x.device)
+    phi = torch.zeros(x.shape, dtype=wide_dtype(x.dtype), device=x.device)
     edges = buffers(tiles, 1, phi)
     edges.top[0, ..., 0] = 1
     launch(
@@ -250,11 +251,6 @@ def forward(x: Tensor, lanes: Tensor, lengths: Tensor, slant: int) -> Tensor:
         SLANT=slant, DTYPE=number(x),
     )  # fmt: skip
     return phi
-
-
-def wide(x: Tensor) -> torch.dtype:
-    """What is computed in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def number(x: Tensor) -> Any:

@@ -54,6 +54,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import Shipped, tl, triton
 from attn_course.monotonic.kernel import (
     _along,
@@ -64,7 +65,6 @@ from attn_course.monotonic.kernel import (
     launch,
     number,
     tiling,
-    wide,
 )
 
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -222,7 +222,7 @@ def log_forward(x: Tensor, lanes: Tensor, lengths: Tensor, slant: int) -> tuple[
         ``[batch, lanes, width]``, float32 or float64. Odds past the lengths have no meaning.
     """
     tiles = tiling(x)
-    log_phi = torch.full(x.shape, -math.inf, dtype=wide(x), device=x.device)
+    log_phi = torch.full(x.shape, -math.inf, dtype=wide_dtype(x.dtype), device=x.device)
     odds = torch.empty_like(log_phi)
     edges = buffers(tiles, 2, log_phi)
     for edge in edges:  # nothing

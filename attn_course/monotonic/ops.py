@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course import _triton
+from attn_course._precision import widened
 from attn_course._validation import check_choice, check_floating, check_tensor
 from attn_course.monotonic import fronts, scan
 
@@ -200,7 +201,7 @@ def expected_alignment(
     """
     phi = _visit(logits, "many_to_many", row_lens, column_lens, log, impl, validate)
     reached = phi > (-math.inf if log else 0)
-    x = -_wide(logits).where(reached, 0.0)  # elsewhere logits may be NaN
+    x = -widened(logits).where(reached, 0.0)  # elsewhere logits may be NaN
     return (phi + F.logsigmoid(x) if log else phi * x.sigmoid()).to(logits.dtype)
 
 
@@ -236,7 +237,7 @@ def squeeze(logits: Tensor, *, epsilon: float = 1e-3, how: str = "soft") -> Tens
     if how == "hard":
         limit = math.log1p(-epsilon) - math.log(epsilon)
         return logits.clamp(-limit, limit)
-    wide, share = _wide(logits), 1 - 2 * epsilon
+    wide, share = widened(logits), 1 - 2 * epsilon
     p, q = wide.sigmoid(), (-wide).sigmoid()
     return ((share * p + epsilon).log() - (share * q + epsilon).log()).to(logits.dtype)
 
@@ -288,7 +289,7 @@ def _checked(
 def _cut(logits: Tensor, row_lens: Tensor, column_lens: Tensor, shorter: bool) -> Grid:
     """What has been checked, ready for the functions that know nothing of lengths."""
     inside = _inside(logits, row_lens, column_lens) if shorter else None
-    wide = _wide(logits)
+    wide = widened(logits)
     if inside is not None:
         wide = wide.where(inside, 0.0)  # NaN in padding reaches neither output nor gradient
     return Grid(wide, inside, row_lens, column_lens)
@@ -348,11 +349,6 @@ def _visit(
     if grid.inside is not None:
         phi = phi.where(grid.inside, -math.inf if log else 0.0)
     return phi.reshape(logits.shape).to(logits.dtype)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Half precision is computed in float32."""
-    return x.float() if x.dtype.itemsize < 4 else x
 
 
 def _check_logits(logits: Tensor, inside: Tensor | None) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attn_course import _triton
+from attn_course._precision import wide_dtype, widened
 from attn_course._validation import (
     check_choice,
     check_floating,
@@ -111,7 +112,7 @@ def add_sinusoid(
         from attn_course.positional import kernel as gpu
 
         return gpu.add_sinusoid(x, offset=offset, base=base)
-    compute = _compute(x)
+    compute = wide_dtype(x.dtype)
     rows = sinusoid(length, dim, offset=offset, base=base, dtype=compute, device=x.device)
     return (x.to(compute) + rows).to(x.dtype)
 
@@ -175,7 +176,7 @@ def rotate(
 
         return gpu.rotate(x, offset=offset, base=base, pairs=pairs)
     angle = reference.angles(length, dim, offset=offset, base=base, device=x.device)
-    return reference.rotate(x.to(_compute(x)), angle, pairs).to(x.dtype)
+    return reference.rotate(widened(x), angle, pairs).to(x.dtype)
 
 
 def rotation_matrix(
@@ -317,10 +318,6 @@ def _check_positions(offset: int, length: int) -> None:
     check_count("offset", offset, 0)
     if offset + length > _LAST:
         raise ValueError(f"offset must leave positions below 2^31, got {offset} for {length}.")
-
-
-def _compute(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _choose(impl: str, x: Tensor) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from attn_course import _triton
 from attn_course._masks import check_mask, check_valid_lens, combine
 from attn_course._padding import disarm_checked
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     broadcast_batch,
     check_choice,
@@ -95,7 +95,7 @@ def masked_softmax(
 
         return gpu.masked_softmax(scores, lens=lens, mask=mask)
     allowed = combine(lens, mask, key_len)
-    compute = torch.float64 if scores.dtype == torch.float64 else torch.float32
+    compute = wide_dtype(scores.dtype)
     return reference.masked_softmax(scores.to(compute), allowed).to(scores.dtype)
 
 
@@ -126,7 +126,7 @@ def additive_scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
     """
     _check_projected(query, key, weight)
     broadcast_batch(query=query, key=key)
-    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    compute = wide_dtype(query.dtype)
     scores = reference.additive_scores(query.to(compute), key.to(compute), weight.to(compute))
     return scores.to(query.dtype)
 
@@ -265,7 +265,7 @@ def additive_attention(
         _triton.require(query.device)
 
     dtype = query.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = wide_dtype(dtype)
     query, key, value = query.to(compute), key.to(compute), value.to(compute)
     weight = weight.to(compute)
     query, key, value = disarm_checked(query, key, value, lens, mask)

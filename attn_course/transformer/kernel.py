@@ -51,6 +51,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import ARCHITECTURES, REASON, Shipped, tl, triton
 
 if triton is None:
@@ -205,7 +206,7 @@ class _AddNorm(torch.autograd.Function):
         weight = weight.contiguous()
         normed = x.new_empty(x.shape)
         total = x.new_empty(x.shape if keep_sum else 0)
-        mean, rstd = x.new_empty(2, n if keep_sum else 0, dtype=_compute(x.dtype))
+        mean, rstd = x.new_empty(2, n if keep_sum else 0, dtype=wide_dtype(x.dtype))
         x, update = x.reshape(n, d), update.reshape(n, d)
         if n:
             _add_norm_fwd_kernel[(triton.cdiv(n, meta["BLOCK_M"]),)](
@@ -241,10 +242,6 @@ class _AddNorm(torch.autograd.Function):
         dweight, dbias = partial.sum(0).to(weight.dtype)
         # The same tensor twice: then autograd knows that it must not give it away as it is.
         return dx, dx, dweight, dbias if ctx.has_bias else None, None, None, None
-
-
-def _compute(dtype):
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _meta(dtype, d):

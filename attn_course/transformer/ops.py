@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course import _triton
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     check_choice,
     check_floating,
@@ -131,7 +131,7 @@ def add_norm(
 
         return gpu.add_norm(x, update, weight, bias, eps, return_sum=return_sum)
     dtype = x.dtype
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    compute = wide_dtype(dtype)
     x, update, weight = x.to(compute), update.to(compute), weight.to(compute)
     bias = None if bias is None else bias.to(compute)
     if impl == "torch":

@@ -39,6 +39,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from attn_course._precision import wide_dtype
 from attn_course._triton import ARCHITECTURES, INTERPRETED, Shipped, tl, triton
 from attn_course.vision.kernel import (
     Config,
@@ -182,7 +183,7 @@ def weight_gradient(grad: Tensor, images: Tensor, weight: Tensor, has_class: boo
     rows = len(images) * patches
     programs = triton.cdiv(dim, config.BLOCK_N) * triton.cdiv(numbers, config.BLOCK_K)
     parts, steps = split(triton.cdiv(rows, config.BLOCK_M), programs)
-    partial = grad.new_empty(parts, *weight.shape, dtype=_wide(grad))
+    partial = grad.new_empty(parts, *weight.shape, dtype=wide_dtype(grad.dtype))
     _patch_embed_bwd_weight_kernel[(programs, parts)](
         grad, images, partial, rows, patches, images.shape[3] // weight.shape[3], dim, steps,
         *grad.stride(), *images.stride(), HAS_CLASS=has_class,
@@ -213,7 +214,7 @@ def token_gradient(grad: Tensor) -> Tensor:
     batch, tokens, dim = grad.shape
     programs = triton.cdiv(tokens, TOKENS) * triton.cdiv(dim, COLUMNS)
     parts, steps = split(batch, programs)
-    partial = grad.new_empty(parts, tokens, dim, dtype=_wide(grad))
+    partial = grad.new_empty(parts, tokens, dim, dtype=wide_dtype(grad.dtype))
     _patch_embed_bwd_token_kernel[(programs, parts)](
         grad, partial, batch, tokens, dim, steps, *grad.stride(),
         DTYPE=tl.float64 if grad.dtype == torch.float64 else tl.float32,
@@ -277,10 +278,6 @@ def patch_embedding(
     given[1:] = [None if tensor is None else tensor.contiguous() for tensor in given[1:]]
     output: Tensor = _PatchEmbedding.apply(*given)
     return output.to(dtype)
-
-
-def _wide(tensor):
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def shipped() -> Iterator[Shipped]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attn_course._precision import wide_dtype
 from attn_course._validation import check_floating, check_positive, check_together
 from attn_course.dot_product import dot_product_attention
 from attn_course.vision.ops import check_images
@@ -85,7 +86,7 @@ def attention_convolution(
 
     height, width = images.shape[2:]
     up, left = weight.shape[2] // 2, weight.shape[3] // 2
-    wide = torch.float64 if images.dtype == torch.float64 else torch.float32
+    wide = wide_dtype(images.dtype)
 
     def places(rows: range, columns: range) -> Tensor:
         """Every row with every column, ``[count, 2]``."""

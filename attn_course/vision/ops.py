@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attn_course import _triton
+from attn_course._precision import wide_dtype
 from attn_course._validation import (
     check_choice,
     check_counts,
@@ -218,7 +219,7 @@ def resize_positions(
     if (rows, columns) == (new_rows, new_columns):
         return position
     first, grid = position[: int(has_class)], position[int(has_class) :]
-    compute = torch.float64 if position.dtype == torch.float64 else torch.float32
+    compute = wide_dtype(position.dtype)
     maps = grid.mT.unflatten(1, (rows, columns)).unsqueeze(0).to(compute)
     maps = F.interpolate(maps, (new_rows, new_columns), mode="bicubic", align_corners=False)
     return torch.cat([first, maps[0].flatten(1).mT.to(position.dtype)])
