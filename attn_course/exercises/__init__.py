@@ -2,9 +2,10 @@
 
 One module a chapter, named as the mechanism is, holds its ``check_*`` functions; beside it
 ``<mechanism>_cases`` holds the inputs and the right answers, ``<mechanism>_mistakes`` the
-wrong ones and what is said of them. Where triton is missing, ``triton`` and ``tl`` are
-stand-ins, so that a cell which defines a kernel still runs; the check of that kernel then
-says what is missing.
+wrong ones and what is said of them. All share ``framework``: an attempt, its cases, a known
+mistake; ``several`` is for answers of more than one tensor, ``kernels`` and ``launches`` for
+kernels. Where triton is missing, ``triton`` and ``tl`` are stand-ins, so that a cell which
+defines a kernel still runs; the check of that kernel then says what is missing.
 """
 
 from attn_course.exercises.framework import (

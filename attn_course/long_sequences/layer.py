@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attn_course._masks import check_valid_lens
 from attn_course._padding import clear_rows
-from attn_course._validation import check_choice, check_floating
+from attn_course._validation import check_choice, check_tokens
 from attn_course.long_sequences import ops
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
 
@@ -81,11 +81,7 @@ class WindowedSelfAttention(nn.Module):
             ValueError: A shape or a length is out of place.
         """
         heads = self.heads
-        check_floating("x", x)
-        if x.ndim != 3 or x.shape[2] != heads.embed_dim:
-            raise ValueError(
-                f"x must have shape [batch, len, {heads.embed_dim}], got {list(x.shape)}."
-            )
+        check_tokens("x", x, "len", heads.embed_dim)
         (batch, length, _), device = x.shape, x.device
         if valid_lens is not None:
             lens = check_valid_lens(valid_lens, (batch,), length, length, device)

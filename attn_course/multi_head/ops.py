@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from attn_course._masks import check_mask, check_valid_lens, combine
-from attn_course._validation import check_floating, check_rank, check_tensor, check_together
+from attn_course._validation import (
+    check_floating,
+    check_rank,
+    check_tensor,
+    check_together,
+    check_tokens,
+)
 
 #: Turns queries and keys by their positions, called as ``rotate(x, offset=...)``; or the
 #: slopes of linear biases, ``[num_heads]``.
@@ -104,11 +110,7 @@ def check_inputs(widths: Mapping[str, int], **inputs: Tensor) -> None:
         inputs: Each by name; must be ``[batch, len, width]``.
     """
     for name, tensor in inputs.items():
-        check_floating(name, tensor)
-        if tensor.ndim != 3 or tensor.shape[2] != widths[name]:
-            raise ValueError(
-                f"{name} must have shape [batch, len, {widths[name]}], got {list(tensor.shape)}."
-            )
+        check_tokens(name, tensor, "len", widths[name])
     check_together(**inputs)
     (first, reference), *rest = inputs.items()
     for name, tensor in rest:
