@@ -133,7 +133,7 @@ def _draw(axes: Sequence[Axes], peer: str, rows: list[Record], style: dict[str, 
 
 
 def _label(panels: Sequence[Axes], direction: str, sizes: list[int]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     units = ((as_seconds, "time"), (as_bytes, "memory"))
     for axes, (unit, what) in zip(panels, units, strict=False):  # memory may not be known
@@ -145,6 +145,9 @@ def _label(panels: Sequence[Axes], direction: str, sizes: list[int]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(FuncFormatter(unit))
         axes.yaxis.set_minor_formatter(NullFormatter())
+        low, high = axes.get_ylim()
+        if high < 100 * low:  # powers of ten alone might be a single tick
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.grid(True, which="major", alpha=0.3)
 
 

@@ -161,14 +161,16 @@ class MemoryLedger:
                 groups.setdefault((row.line, row.op, row.shape, row.dtype), []).append(row)
         sums = [(sum(row.bytes for row in rows), rows) for rows in groups.values()]
         sums.sort(key=lambda item: -item[0])
-        lines = [f"{'bytes':>10} {'share':>6}  {'tensors':28} {'kept by':22} line"]
+        cells = [("bytes", "share", "tensors", "kept by", "line")]
         for size, rows in sums[:limit]:
             row, count = rows[0], f"{len(rows)} x " if len(rows) > 1 else ""
             tensors = f"{count}{list(row.shape)} {str(row.dtype).removeprefix('torch.')}"
-            lines.append(
-                f"{_readable(size):>10} {size / self.total:>6.1%}  {tensors:28} {row.op:22} "
-                f"{row.line}"
-            )
+            cells.append((_readable(size), f"{size / self.total:.1%}", tensors, row.op, row.line))
+        wide, by = (max(len(cell[k]) for cell in cells) for k in (2, 3))
+        lines = [
+            f"{size:>10} {share:>6}  {tensors:{wide}}  {op:{by}}  {line}"
+            for size, share, tensors, op, line in cells
+        ]
         if rest := sum(size for size, _ in sums[limit:]):
             count = f"{len(sums) - limit} smaller"
             lines.append(f"{_readable(rest):>10} {rest / self.total:>6.1%}  {count}")

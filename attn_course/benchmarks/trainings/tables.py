@@ -92,25 +92,28 @@ def exact_match_table(
     Example:
         >>> print(exact_match_table({"attention": "chapter 3", "heads_4": "chapter 4"}))
         exact match on unseen sentences, and on five slices of them
-                     all   long crossi agreem revers negati  seeds
-        chapter 3   0.99   0.99   0.99   0.99   1.00   1.00      3
-        chapter 4   0.98   0.93   0.97   0.96   1.00   0.97      3
+                    all  long crossing agreement reversible negation seeds
+        chapter 3  0.99  0.99     0.99      0.99       1.00     1.00     3
+        chapter 4  0.98  0.93     0.97      0.96       1.00     0.97     3
     """
     if not labels:
         raise ValueError("labels must name at least one training, got none.")
-    width = 2 + max(map(len, labels.values()))
-    heading = f"{'':{width}s}  all " + " ".join(f"{s[:6]:>6s}" for s in SLICES) + "  seeds"
+    width = 1 + max(map(len, labels.values()))
+    heading = f"{'':{width}s}{'all':>{digits + 3}s} "
+    heading += " ".join(f"{s:>5s}" for s in SLICES) + " seeds"
     lines = [
         "exact match on unseen sentences, and on five slices of them",
-        heading + ("  parameters" if parameters else ""),
+        heading + (" parameters" if parameters else ""),
     ]
     for name, label in labels.items():
         whole = fmean(_rows(name, ["all"], directory))
         parts = [fmean(_rows(name, ["by_slice", s], directory)) for s in SLICES]
         runs = find_training(name, directory)["runs"]
-        share = f"{whole:{digits + 3}.{digits}f}"
-        line = f"{label:{width}s}{share:6s}" + " ".join(f"{part:6.2f}" for part in parts)
-        line += f" {len(runs):6d}" + (f" {runs[0]['parameters']:11,d}" if parameters else "")
+        line = f"{label:{width}s}{whole:{digits + 3}.{digits}f} "
+        line += " ".join(
+            f"{part:{max(5, len(s))}.2f}" for part, s in zip(parts, SLICES, strict=True)
+        )
+        line += f"{len(runs):6d}" + (f"{runs[0]['parameters']:11,d}" if parameters else "")
         lines.append(line)
     return "\n".join(lines)
 
