@@ -35,6 +35,7 @@ def show_heatmaps(
     mask: Any = None,
     shared_scale: bool = True,
     vmax: float | None = None,
+    bar_label: str | None = None,
     figsize: tuple[float, float] | None = None,
     cmap: str | Colormap | None = None,
 ) -> Figure:
@@ -56,6 +57,7 @@ def show_heatmaps(
         mask: Booleans, ``True`` = may attend; broadcasts to ``weights``.
         shared_scale: One scale and one colour bar for all panels, or one for each.
         vmax: Where the scale ends; the largest weight by default.
+        bar_label: Beside each colour bar: what the colours count.
         figsize: In inches; by default from the shape, at most 7 across.
         cmap: A colour map, in place of the course's.
 
@@ -127,9 +129,9 @@ def show_heatmaps(
             ax.set_title(names[i][j])
             beyond = _extend(data if shared_scale else panel, top)
             if not shared_scale:
-                figure.colorbar(image, ax=ax, extend=beyond)
+                figure.colorbar(image, ax=ax, extend=beyond, label=bar_label or "")
     if shared_scale:
-        figure.colorbar(image, ax=axes, extend=beyond)
+        figure.colorbar(image, ax=axes, extend=beyond, label=bar_label or "")
     for ax in axes[-1]:
         ax.set_xlabel(xlabel)
     for i, ax in enumerate(axes[:, 0]):
@@ -137,7 +139,7 @@ def show_heatmaps(
     # Panels share their axes: setting the first sets all.
     _label(axes[0, 0].xaxis, key_len, key_tokens, size[0] / cols)
     _label(axes[0, 0].yaxis, query_len, query_tokens, size[1] / rows)
-    if key_tokens:
+    if key_tokens and _longest(key_tokens) > 1:  # single characters stand upright
         for ax in axes[-1]:
             plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     for ax in axes.flat:  # ticks outside only, and none for a token, which names its cell

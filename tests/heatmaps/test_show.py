@@ -241,3 +241,17 @@ def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
 def test_a_mask_of_numbers_is_refused() -> None:
     with pytest.raises(TypeError, match="mask must hold booleans"):
         show_heatmaps(torch.eye(2), mask=torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_colour_bars_say_what_they_count(shared: bool) -> None:
+    weights = torch.rand(2, 3, 3)
+    named = show_heatmaps(weights, shared_scale=shared, bar_label="weight")
+    assert [bar.get_ylabel() for bar in bars(named)] == ["weight"] * (1 if shared else 2)
+    assert {bar.get_ylabel() for bar in bars(show_heatmaps(weights, shared_scale=shared))} == {""}
+
+
+@pytest.mark.parametrize(("tokens", "turned"), [("012", 0), (["0", "1", "10"], 45)])
+def test_single_characters_stand_upright(tokens: list[str], turned: int) -> None:
+    (ax,) = panels(show_heatmaps(torch.rand(3, 3), key_tokens=list(tokens)))
+    assert {label.get_rotation() for label in ax.get_xticklabels()} == {turned}
