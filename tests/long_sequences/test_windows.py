@@ -36,6 +36,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ["auto", "reference", "sdpa", "blocked"]
 TRITON = pytest.param("triton", marks=pytest.mark.triton)
 each_impl = pytest.mark.parametrize("impl", [*IMPLS, TRITON])
+#: Interpreted kernels take float64, which shows errors that float32 would hide.
+EXACT = torch.float64 if _triton.INTERPRETED else torch.float32
 
 #: Options by name.
 PATTERNS: dict[str, dict[str, Any]] = {
@@ -92,8 +94,12 @@ def exact(
     return weights @ value, weights
 
 
-def make(n: int, m: int, *batch: int, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    usual: dict[str, Any] = {"dtype": torch.float64, "device": DEVICE, "requires_grad": True}
+def make(
+    n: int, m: int, *batch: int, impl: str = "blocked", **options: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves of the most exact type that ``impl`` takes."""
+    dtype = EXACT if impl == "triton" else torch.float64
+    usual: dict[str, Any] = {"dtype": dtype, "device": DEVICE, "requires_grad": True}
     query, key, value = make_qkv(batch, n, m, **(usual | options))
     return query, key, value
 
@@ -104,8 +110,6 @@ def compare(
     """Output and gradients against the oracle."""
     query, key, value = leaves
     pattern = {k: v for k, v in options.items() if k != "scale"}
-    if impl == "triton" and not _triton.INTERPRETED:
-        leaves = query, key, value = tuple(x.detach().float().requires_grad_() for x in leaves)
     output = windowed_attention(query, key, value, impl=impl, valid_lens=lens, **options)
     seen = visible(query.shape[-2], key.shape[-2], pattern, lens)
     expected, _ = exact(query, key, value, seen, options.get("scale"))
@@ -166,7 +170,7 @@ def test_the_kernel(n: int, m: int, pattern: str, hide: str) -> None:
     if hide:
         shape = (2, n) if hide == "queries" else (2,)
         lens = torch.randint(0, m + 1, shape, generator=torch.Generator().manual_seed(n)).to(DEVICE)
-    compare(make(n, m, 2, 1, dim=3), "triton", lens, **PATTERNS[pattern])
+    compare(make(n, m, 2, 1, impl="triton", dim=3), "triton", lens, **PATTERNS[pattern])
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -204,7 +208,7 @@ def test_long_enough_for_many_tiles() -> None:
 @pytest.mark.parametrize("scale", [0.0, -1.5, 3])
 def test_scales(scale: float, impl: str) -> None:
     for pattern in ("both", "block"):
-        compare(make(9, 9, 1), impl, scale=scale, **PATTERNS[pattern])
+        compare(make(9, 9, 1, impl=impl), impl, scale=scale, **PATTERNS[pattern])
 
 
 @each_pattern
@@ -246,7 +250,7 @@ def test_a_window_over_everything_is_plain_attention(impl: str) -> None:
 
 @each_impl
 def test_a_dilated_window_is_a_plain_one_on_every_rth_position(impl: str) -> None:
-    leaves = tuple(x.detach() for x in make(12, 12, 1))
+    leaves = tuple(x.detach() for x in make(12, 12, 1, impl=impl))
     output = windowed_attention(*leaves, window=(2, 1), dilation=3, impl=impl)
     for first in range(3):
         some = tuple(x[:, first::3] for x in leaves)
@@ -256,7 +260,7 @@ def test_a_dilated_window_is_a_plain_one_on_every_rth_position(impl: str) -> Non
 
 @each_impl
 def test_a_block_is_a_sequence_of_its_own(impl: str) -> None:
-    leaves = tuple(x.detach() for x in make(11, 11, 1))
+    leaves = tuple(x.detach() for x in make(11, 11, 1, impl=impl))
     output = windowed_attention(*leaves, window=4, kind="block", impl=impl)
     for first in range(0, 11, 4):
         some = tuple(x[:, first : first + 4] for x in leaves)
@@ -296,7 +300,7 @@ def test_what_is_outside_the_window_does_not_matter(impl: str, pattern: str) -> 
 def test_padding_cannot_leak(pattern: str, impl: str) -> None:
     """Keys that nobody sees and queries that see nobody may hold NaN, the gradient too."""
     n, m = 21, 30
-    query, key, value = (x.detach() for x in make(n, m, 2))
+    query, key, value = (x.detach() for x in make(n, m, 2, impl=impl))
     lens = torch.tensor([12, 30], device=DEVICE)
     seen = visible(n, m, PATTERNS[pattern], lens)[:, 0].to(DEVICE)
     nobody, nothing = ~seen.any(1).unsqueeze(-1), ~seen.any(2).unsqueeze(-1)
@@ -381,7 +385,7 @@ class _Largest(TorchDispatchMode):
 @pytest.mark.parametrize("pattern", ["both", "causal", "dilated", "block causal"])
 def test_no_pairs_are_stored(pattern: str, impl: str) -> None:
     n = 100 if impl == "triton" else 2000
-    leaves = make(n, n, 1, dim=2, value_dim=2)
+    leaves = make(n, n, 1, impl=impl, dim=2, value_dim=2)
     lens = torch.tensor([n - 3], device=DEVICE)
     with _Largest() as seen:
         output = windowed_attention(*leaves, impl=impl, valid_lens=lens, **PATTERNS[pattern])
@@ -529,7 +533,7 @@ def test_tiles_of_any_size(name: str, block: tuple[int, int]) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value")
 def test_what_lies_in_other_tiles_is_not_read() -> None:
     """Queries of the first tile, and NaN in every key that none of them sees."""
-    query, key, value = (x.detach() for x in make(16, 90, 1))
+    query, key, value = (x.detach() for x in make(16, 90, 1, impl="triton"))
     clean = windowed_attention(query, key, value, window=(3, 20), impl="triton")
     key[:, 16 + 20 :], value[:, 16 + 20 :] = math.nan, math.nan
     output = windowed_attention(query, key, value, window=(3, 20), impl="triton")
@@ -604,7 +608,7 @@ def test_empty_batch_and_no_queries(impl: str, pattern: str) -> None:
 @each_impl
 @pytest.mark.parametrize("pattern", ["both", "dilated", "block"])
 def test_arguments_are_left_alone(pattern: str, impl: str) -> None:
-    leaves = make(9, 9, 2)
+    leaves = make(9, 9, 2, impl=impl)
     lens = torch.tensor([9, 4], device=DEVICE)
     with assert_unchanged(*leaves, lens):
         windowed_attention(
