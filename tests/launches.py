@@ -14,7 +14,7 @@ from torch import Tensor
 
 from attn_course import _triton
 
-interpreted = pytest.mark.skipif(not _triton.INTERPRETED, reason="looks into the interpreter")
+interpreted = pytest.mark.skipif(not _triton.INTERPRETED, reason="needs the interpreter")
 
 
 class Touched:

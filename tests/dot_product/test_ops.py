@@ -20,6 +20,7 @@ from attn_course.testing import (
     with_layout,
 )
 from tests.dot_product import oracle
+from tests.launches import interpreted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IMPLS = ["reference", "sdpa"]
@@ -540,6 +541,7 @@ def test_rows_that_see_nothing_on_a_gpu(dtype: torch.dtype) -> None:
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
+@interpreted
 @pytest.mark.triton
 def test_float64_where_triton_has_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("attn_course._triton.FLOAT64_DOT", False)

@@ -11,8 +11,9 @@ from torch import Tensor
 from attn_course import _triton
 from attn_course.linformer import causal, causal_linformer_attention
 from attn_course.testing import assert_close, assert_unchanged, poisoned_padding
+from tests.launches import interpreted
 
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
+TRITON = pytest.param("triton", marks=[pytest.mark.triton, interpreted])
 each_impl = pytest.mark.parametrize("impl", ["auto", "reference", "sdpa", TRITON])
 WIDTH, SLOTS = 4, 2
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from attn_course.linformer import LinformerAttention, SequenceProjection, ops
 from attn_course.multi_head import MultiHeadAttention, merge_heads, split_heads
 from attn_course.testing import assert_close, poisoned_padding
+from tests.launches import interpreted
 
 DIM, HEADS, N, K = 8, 2, 12, 4
 LENS = torch.tensor([12, 5, 0])
@@ -132,6 +133,7 @@ def test_implementations(impl: str, head_dim: int | None) -> None:
     compare(make(impl=impl, head_dim=head_dim), randn(), LENS)
 
 
+@interpreted
 @pytest.mark.triton
 @pytest.mark.parametrize("sharing", ["none", "key_value"])
 def test_kernels(sharing: str) -> None:
@@ -294,6 +296,7 @@ def test_who_projects_what(
     assert calls == [(shape, asked) for shape in seen]
 
 
+@interpreted
 @pytest.mark.triton
 def test_kernels_project_too(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []

@@ -26,8 +26,9 @@ from attn_course.testing import (
     poisoned_padding,
     with_layout,
 )
+from tests.launches import interpreted
 
-TRITON = pytest.param("triton", marks=pytest.mark.triton)
+TRITON = pytest.param("triton", marks=[pytest.mark.triton, interpreted])
 IMPLS = ["auto", "reference", "sdpa", "blocked"]
 each_impl = pytest.mark.parametrize("impl", [*IMPLS, TRITON])
 LENS = torch.tensor([9, 4, 0])
@@ -476,6 +477,7 @@ def test_bad_options(options: dict[str, Any], error: type[Exception], message: s
         linformer_attention(*make(), **options)
 
 
+@interpreted
 @pytest.mark.triton
 def test_what_the_kernels_refuse() -> None:
     leaves = make()

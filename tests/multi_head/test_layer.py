@@ -15,6 +15,7 @@ from attn_course.dot_product import BilinearAttention, CosineAttention
 from attn_course.multi_head import MultiHeadAttention, build_translator
 from attn_course.seq2seq import AttentionDecoder, EncoderOutput
 from attn_course.testing import assert_unchanged
+from tests.launches import interpreted
 
 needs_d2l = pytest.mark.skipif(
     importlib.util.find_spec("d2l") is None,
@@ -537,6 +538,7 @@ def test_half_precision(impl: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(output.double(), exact, rtol=0, atol=20 * rounding)
 
 
+@interpreted
 @pytest.mark.triton
 @pytest.mark.parametrize("num_kv_heads", [2, 4])
 def test_the_kernel_serves_the_heads(num_kv_heads: int) -> None:

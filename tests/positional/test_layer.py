@@ -13,6 +13,7 @@ from attn_course.positional import (
     add_sinusoid,
     rotate,
 )
+from tests.launches import interpreted
 
 LAYERS: dict[str, Any] = {
     "sinusoidal": lambda: SinusoidalEncoding(6),
@@ -34,6 +35,7 @@ def test_layers_are_the_operations() -> None:
     assert "base=50.0" in repr(layer) and "'halves'" in repr(turn) and "max_len=9" in repr(learned)
 
 
+@interpreted
 @pytest.mark.triton
 def test_layers_pass_the_implementation_on() -> None:
     x = torch.randn(2, 5, 6)

@@ -19,6 +19,7 @@ from attn_course.transformer import (
     EncoderLayer,
     PositionwiseFeedForward,
 )
+from tests.launches import interpreted
 from tests.transformer.models import DIM, HEADS, HIDDEN, LENS, stir
 
 needs_d2l = pytest.mark.skipif(
@@ -437,6 +438,7 @@ def test_every_implementation_gives_the_same(kind: Any, norm: str) -> None:
     assert {m.impl for m in layer.modules() if hasattr(m, "impl")} == {"reference"}
 
 
+@interpreted
 @pytest.mark.triton
 @each_kind
 @each_norm

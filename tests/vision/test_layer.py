@@ -20,6 +20,7 @@ from attn_course.vision import (
     patchify,
     resize_positions,
 )
+from tests.launches import interpreted
 
 needs_d2l = pytest.mark.skipif(
     importlib.util.find_spec("d2l") is None,
@@ -68,6 +69,7 @@ def test_takes_a_convolutions_weights() -> None:
             torch.testing.assert_close(a, b)
 
 
+@interpreted
 @pytest.mark.triton
 def test_the_layer_passes_its_implementation_on() -> None:
     kernel, plain = (stir(PatchEmbedding(6, (3, 2), 1, 5, impl=i)) for i in ("triton", "conv"))
@@ -357,6 +359,7 @@ def test_arguments_are_left_alone() -> None:
         small()(images, need_weights=True)
 
 
+@interpreted
 @pytest.mark.triton
 def test_implementations_agree() -> None:
     options = {"image_size": (8, 4), "num_layers": 1}
