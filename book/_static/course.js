@@ -12,7 +12,7 @@ function stack() {
     if (!phone.matches || (!cramped && table.offsetWidth <= table.parentElement.clientWidth)) continue;
     const heads = [...table.querySelectorAll("thead tr:last-child > *")].map(head => head.textContent.trim());
     for (const cell of cells)
-      if (heads[cell.cellIndex]) cell.dataset.head = heads[cell.cellIndex];
+      if (heads[cell.cellIndex] && cell.textContent.trim()) cell.dataset.head = heads[cell.cellIndex];
     table.classList.add("stacked");
   }
 }
