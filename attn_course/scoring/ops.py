@@ -71,6 +71,7 @@ def masked_softmax(
         Zhang et al., Dive into Deep Learning, section 11.3, for ``valid_lens``.
 
     Example:
+        >>> import torch
         >>> masked_softmax(torch.zeros(2, 1, 4), torch.tensor([2, 0]))
         tensor([[[0.5000, 0.5000, 0.0000, 0.0000]],
         <BLANKLINE>
@@ -120,6 +121,7 @@ def additive_scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
         and translate, appendix A.1.2.
 
     Example:
+        >>> import torch
         >>> query, key = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, -1.0], [9.0, 9.0]])
         >>> additive_scores(query, key, torch.tensor([1.0, 0.5]))
         tensor([[0.0000, 1.5000]])
@@ -233,6 +235,7 @@ def additive_attention(
         and translate, section 3.1 and appendix A.1.2.
 
     Example:
+        >>> import torch
         >>> query, key = torch.tensor([[0.0]]), torch.tensor([[0.0], [0.0], [9.0]])
         >>> value = torch.tensor([[1.0], [3.0], [8.0]])
         >>> weight = torch.tensor([1.0])

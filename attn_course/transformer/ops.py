@@ -108,6 +108,7 @@ def add_norm(
         (2016), Layer normalization, equation 4.
 
     Example:
+        >>> import torch
         >>> x, update = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 2.0]])
         >>> weight, bias = torch.ones(2), torch.tensor([0.0, 10.0])
         >>> add_norm(x, update, weight, bias)
