@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SITE = BUILD / "html"
 WIDE: ViewportSize = {"width": slides.WIDTH, "height": slides.HEIGHT}
 NARROW: ViewportSize = {"width": 360, "height": 740}
+#: No figure is higher, so that bars at the top and the bottom hide nothing of it.
+TALL: ViewportSize = {"width": slides.WIDTH, "height": 2000}
 
 #: Seconds that anything on a page may take; Playwright's own limit is not kept by evaluate.
 PATIENCE = 120
@@ -123,7 +125,8 @@ class Visit:
             }"""
         )
         # Colours that fade in a folded part stop half-way, and are measured as they stand.
-        self.page.add_style_tag(content="*, ::before, ::after { transition: none !important }")
+        still = "transition: none !important; animation: none !important"
+        self.page.add_style_tag(content=f"*, ::before, ::after {{ {still} }}")
 
     def ask(self, script: str, argument: object = None) -> Any:
         """What a function of the page returns, which may make us wait, but not for ever."""
@@ -166,12 +169,14 @@ class Visit:
 
     @contextmanager
     def dark(self) -> Iterator[None]:
-        """As on a system set to dark, which the theme follows."""
+        """As on a system set to dark, which the theme follows, and on a high screen."""
+        self.page.set_viewport_size(TALL)
         self._scheme("dark")
         try:
             yield
         finally:
             self._scheme("light")
+            self.page.set_viewport_size(WIDE)
 
     def _scheme(self, name: str) -> None:
         self.page.emulate_media(color_scheme=name)  # type: ignore[arg-type]
