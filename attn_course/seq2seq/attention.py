@@ -8,11 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attn_course.dot_product import BilinearAttention, CosineAttention, DotProductAttention
-from attn_course.scoring import AdditiveAttention
+from attn_course.dot_product import (
+    BilinearAttention,
+    CosineAttention,
+    DotProductAttention,
+    dot_product_attention,
+)
+from attn_course.scoring import AdditiveAttention, AttentionLayer
 
 
-class UniformAttention(DotProductAttention):
+class UniformAttention(AttentionLayer):
     """Weigh all keys that count alike: what attention has to beat.
 
     Example:
@@ -20,6 +25,9 @@ class UniformAttention(DotProductAttention):
         >>> UniformAttention()(value[:, :1], value, value, valid_lens=torch.tensor([2]))
         tensor([[[3.]]])
     """
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0, impl="auto", implementations=("auto",))
 
     def attend(
         self,
@@ -34,7 +42,7 @@ class UniformAttention(DotProductAttention):
         """Average the values; arguments as in ``AdditiveAttention.attend``."""
         # Equal scores make equal weights: a scaled dot product of zeros.
         zeros = value.new_zeros(*query.shape[:-1], 1), value.new_zeros(*value.shape[:-1], 1)
-        return super().attend(
+        return dot_product_attention(
             *zeros, value, valid_lens=valid_lens, mask=mask, need_weights=need_weights
         )
 

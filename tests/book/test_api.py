@@ -78,6 +78,14 @@ def test_tables_become_lists_whose_lines_stay_together() -> None:
     assert "*a step of p, a step of q:* next key, with the same query; next key, with" in with_heads
 
 
+def test_a_sentence_before_a_colon_is_no_type() -> None:
+    for package in api.packages():
+        for text in "\n".join(api.render(package)).split("**Returns**")[1:]:
+            shown = text.strip().splitlines()[0]
+            assert shown.count("``") in (0, 2), f"{package}: {shown}"
+            assert " of " not in shown, f"{package}: {shown}"
+
+
 def test_a_function_that_is_called_as_its_module_is_found() -> None:
     assert "{py:function} fit(model" in "\n".join(api.render("training"))
 

@@ -53,6 +53,16 @@ def test_derived_notebooks_equal_their_sources(source: Path, target: Path, solve
     assert tool.same_cells(read(target), fresh), f"{name(target)}: run make notebooks"
 
 
+def test_solutions_introduce_themselves() -> None:
+    pages = [name(path) for _, path, _ in TARGETS if path.parent.name == "solutions"]
+    assert len(pages) == len(CHAPTERS)
+    for _, path, solved in TARGETS:
+        if path.parent.name in ("solutions", "exercises"):
+            text = "\n".join(cell.source for cell in read(path).cells)
+            assert ("**These are worked solutions.**" in text) == solved, name(path)
+            assert ("**How to work.**" in text) != solved, name(path)
+
+
 def test_new_text_keeps_outputs_and_new_code_does_not() -> None:
     source, target = CHAPTER_SOURCES[0], NOTEBOOKS / f"{CHAPTER_SOURCES[0].stem}.ipynb"
     stored = nbformat.read(target, as_version=4)

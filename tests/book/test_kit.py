@@ -41,6 +41,11 @@ def test_a_message_is_told_apart_from_its_question() -> None:
     assert (seen, asked) == ("the sum is there", "Where is the mean?")
     assert assistant.seen_and_asked("no mean. Why? Look.") == ("no mean. Look.", "Why?")
     assert assistant.seen_and_asked("Is it?") == ("Is it?", "")
+    assert assistant.seen_and_asked("no. (Add one. Did it move?)") == (
+        "no.",
+        "(Add one. Did it move?)",
+    )
+    assert assistant.seen_and_asked("no. Where is M in f(H) M?") == ("no.", "Where is M in f(H) M?")
     assert assistant.cell("a < b | `x[0]`") == r"a \< b \| `x[0]`"
     assert assistant.general("it changes its argument `x`") is not None
     assert assistant.general("it changes its argument `x`: whose is it?") is None
