@@ -5,8 +5,8 @@ interpreted, operation by operation, in NumPy. This module makes that choice
 before triton is first imported: without a CUDA device kernels are interpreted.
 A value that the user gave ``TRITON_INTERPRET`` is respected.
 
-Everything else asks here: ``AVAILABLE``, ``INTERPRETED``, ``describe()``,
-``require()``; kernel files import ``triton`` and ``tl`` from here.
+Everything else asks here: ``AVAILABLE``, ``INTERPRETED``, ``kernel_device()``,
+``describe()``, ``require()``; kernel files import ``triton`` and ``tl`` from here.
 """
 
 from __future__ import annotations
@@ -96,6 +96,11 @@ def require_dot(dtype: torch.dtype) -> None:
             "impl='triton' has no float64 on a GPU, nor interpreted before triton 3.5: "
             "use impl='reference'."
         )
+
+
+def kernel_device() -> str:
+    """The device whose tensors kernels take here: ``"cpu"`` if interpreted, else ``"cuda"``."""
+    return "cpu" if INTERPRETED else "cuda"
 
 
 def describe() -> str:

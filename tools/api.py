@@ -7,9 +7,11 @@ is imported, so that the book needs no torch.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from pprint import pformat
 from typing import Any, cast
 
 import griffe
@@ -25,6 +27,10 @@ OPTIONS = griffe.GoogleOptions(
 
 #: Packages that belong to no chapter alone, in the order of the reference.
 SHARED = ("heatmaps", "data", "training", "benchmarks", "exercises")
+
+
+#: Packages whose names other pages link to; ``exercises`` has ``watch`` and ``triton``.
+CITED = (*MECHANISMS, *SHARED[:-1])
 
 
 def packages() -> list[str]:
@@ -110,13 +116,15 @@ def _item(name: str, item: griffe.Object, package: str) -> Iterator[str]:
         body = [*_sections(item, package), "", _source(item)]
         yield from _directive(6, "function", f"{name}{_call(item)}", body)
     else:
-        yield from _directive(6, "data", name, [*_constant(item), "", _source(item)])
+        body = [*_value(item), "", *_linked("\n".join(_comment(item)), item, package)]
+        yield from _directive(6, "data", name, [*body, "", _source(item)])
 
 
 def _class_body(item: griffe.Class, package: str) -> Iterator[str]:
-    bases = [str(base) for base in item.bases]
+    bases = [str(base) for base in item.bases if not str(base).startswith("_")]
     if bases:
-        yield f"*Extends* {', '.join(f'``{base}``' for base in bases)}"
+        yield ""
+        yield from _linked(f"*Extends* {', '.join(f'``{base}``' for base in bases)}", item, package)
         yield ""
     yield from _sections(item, package)
     for name, member in item.members.items():
@@ -124,10 +132,15 @@ def _class_body(item: griffe.Class, package: str) -> Iterator[str]:
             continue
         member = cast(griffe.Object, member)
         if isinstance(member, griffe.Function):
-            body = _sections(member, package)
+            kinds = [
+                f":{label}:" for label in ("classmethod", "staticmethod") if label in member.labels
+            ]
+            body = [*kinds, *_sections(member, package)]
             yield from _directive(5, "method", f"{name}{_call(member)}", body)
         else:
-            yield from _directive(5, "property", name, _sections(member, package))
+            shown = getattr(member, "annotation", None)
+            body = [*([f":type: {_type(shown)}"] if shown else []), *_sections(member, package)]
+            yield from _directive(5, "property", name, body)
     yield ""
     yield _source(item)
 
@@ -135,7 +148,7 @@ def _class_body(item: griffe.Class, package: str) -> Iterator[str]:
 def _directive(fence: int, kind: str, head: str, body: Iterable[str]) -> Iterator[str]:
     """A MyST directive of the Python domain; inner ones have shorter fences."""
     ticks = "`" * fence
-    yield from ["", f"{ticks}{{py:{kind}}} {head}", "", *body, ticks, ""]
+    yield from ["", f"{ticks}{{py:{kind}}} {head}", *body, ticks, ""]
 
 
 def _call(item: griffe.Class | griffe.Function) -> str:
@@ -154,20 +167,29 @@ def _call(item: griffe.Class | griffe.Function) -> str:
         starred |= parameter.kind in (kinds.var_positional, kinds.keyword_only)
         default = f"={parameter.default}" if parameter.default and not prefix else ""
         parts.append(f"{prefix}{parameter.name}{default}")
-    if isinstance(item, griffe.Class) and not parts:
-        parts = [name for name, value in item.attributes.items() if value.annotation]
+    if isinstance(item, griffe.Class) and "NamedTuple" in map(str, item.bases):
+        fields = (
+            a for a in item.attributes.values() if a.annotation and "property" not in a.labels
+        )
+        parts = [f"{a.name}={a.value}" if a.value is not None else a.name for a in fields]
     return f"({', '.join(parts)})"
 
 
 def _sections(item: griffe.Object, package: str) -> Iterator[str]:
     """A docstring: prose as it stands, its sections as definition lists."""
+    yield ""
+    untold = list(_untold(item)) if isinstance(item, griffe.Function) else []
     for section in item.docstring.parsed if item.docstring else ():
         value: Any = section.value
         kind = section.kind.value
+        if untold and kind not in ("text", "parameters", "attributes"):
+            yield from untold
+            untold = []
         if kind == "text":
             yield from ["", *_linked(value, item, package)]
         elif kind == "admonition" and value.kind == "example":
-            yield from ["", "**Example**", "", "```pycon", *value.contents.splitlines(), "```"]
+            lines = re.sub(r" +# doctest: \+\w+", "", value.contents).splitlines()
+            yield from ["", "**Example**", "", "```pycon", *lines, "```"]
         elif kind == "admonition":
             yield from ["", f"**{section.title}.** {' '.join(value.contents.split())}"]
         else:
@@ -185,7 +207,23 @@ def _sections(item: griffe.Object, package: str) -> Iterator[str]:
                     f"{':' if not i else ' '} {line}".rstrip() for i, line in enumerate(text)
                 )
                 yield ""
+    yield from untold
 
+
+def _untold(item: griffe.Function) -> Iterator[str]:
+    """Types that no section of the docstring shows: of parameters, and of what is returned."""
+    told = {section.kind.value for section in item.docstring.parsed} if item.docstring else set()
+    parameters = [p for p in item.parameters if p.name not in ("self", "cls") and p.annotation]
+    if "parameters" not in told and parameters:
+        yield from ["", "**Parameters**", ""]
+        for parameter in parameters:
+            yield from [f"``{parameter.name}``: ``{_type(parameter.annotation)}``", ""]
+    if not told & {"returns", "yields"} and str(item.returns) != "None":
+        yield from ["", "**Returns**", "", f"``{_type(item.returns)}``", ""]
+
+
+#: A value with more characters stands below its name.
+LONGEST = 60
 
 HEADINGS = {
     "parameters": "Parameters",
@@ -202,7 +240,12 @@ def _annotation(entry: Any, item: griffe.Object) -> str:
     found = entry.annotation
     if found is None and isinstance(item, griffe.Class):
         found = getattr(item.attributes.get(getattr(entry, "name", "")), "annotation", None)
-    return "" if found is None else str(found)
+    return "" if found is None else _type(found)
+
+
+def _type(annotation: object) -> str:
+    """A type as it is written, without the module that it comes from."""
+    return re.sub(r"\b[a-z_]+\.(?=[A-Z])", "", str(annotation))
 
 
 def _linked(text: str, item: griffe.Object, package: str) -> list[str]:
@@ -210,13 +253,14 @@ def _linked(text: str, item: griffe.Object, package: str) -> list[str]:
 
     def link(match: re.Match[str]) -> str:
         name = match[1]
-        homes = _homes().get(name, [])
+        homes = [home for home in _homes().get(name, []) if home in (package, *CITED)]
         home = package if package in homes else homes[0] if len(homes) == 1 else None
-        if home is None or name == item.name:
+        if home is None or name == item.name or name in own:
             return match[0]
         return f"{{py:obj}}`{name} <attn_course.{home}.{name}>`"
 
-    return re.sub(r"``([A-Za-z_]\w*)``", link, TABLE.sub(_as_list, text)).splitlines()
+    own = {*item.members, *(item.parent.members if isinstance(item.parent, griffe.Class) else ())}
+    return re.sub(r"(?<!d2l's )``([A-Za-z_]\w*)``", link, TABLE.sub(_as_list, text)).splitlines()
 
 
 #: A table as docstrings draw it: lines of equals signs, and between them rows of cells.
@@ -242,7 +286,21 @@ def _as_list(match: re.Match[str]) -> str:
     )
 
 
-def _constant(item: griffe.Object) -> list[str]:
+def _value(item: griffe.Object) -> Iterator[str]:
+    """What a constant is, where it is said in a line or is a list of plain texts and numbers."""
+    text = str(cast(griffe.Attribute, item).value)
+    try:
+        text = pformat(ast.literal_eval(text), width=80, compact=True, sort_dicts=False)
+    except ValueError:  # it is computed
+        if "\n" in text or len(text) > LONGEST or re.search(r"\b_", text):
+            return
+    if "\n" in text or len(text) > LONGEST:
+        yield from ["", "```python", *text.splitlines(), "```"]
+    else:
+        yield f":value: {text}"
+
+
+def _comment(item: griffe.Object) -> list[str]:
     """The comment ``#:`` above a constant."""
     lines = item.lines_collection[cast(Any, item.filepath)]
     comment: list[str] = []

@@ -1,10 +1,11 @@
 """Make the teaching assistant's sheet: ``python -m tools.assistant``.
 
-The tests of the exercises hold wrong answers as students write them, each with the message
-that its check gives. From these come a page for each chapter in ``book/teaching/assistant``:
-what the student sees, what the mistake is, and what to ask. Mistakes that can be made in any
-exercise stand on one list, ``_any_exercise.md``. A question that the message does not ask
-comes from ``tools.assistant_questions``.
+The tests of the exercises hold wrong answers as students write them, each with a part of the
+message that its check gives. From these come a page for each chapter in
+``book/teaching/assistant``: for each function what the check says, what the mistake is, and
+from ``tools.assistant_questions`` what to ask where the message's own question is none, or
+does not help. Mistakes that can be made in any exercise stand on one list,
+``_any_exercise.md``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from attn_course import CHAPTERS
-from tools.assistant_questions import ANY_EXERCISE, FIRST
+from tools.assistant_questions import ANY_EXERCISE, ASK
 from tools.course import EXERCISES, ROOT
 
 PAGES = ROOT / "book" / "teaching" / "assistant"
@@ -27,6 +29,8 @@ CHECKS = ROOT / "attn_course" / "exercises"
 #: Readers who search for softmax want the chapters.
 UNSEARCHED = "---\nnosearch: true\n---\n\n"
 SHARED = ("framework", "kernels", "launches")
+#: A fragment has at least so many characters beside what is filled in.
+SAID = 14
 MADE = "<!-- Made by python -m tools.assistant from the wrong answers in tests/exercises. -->\n"
 
 
@@ -80,25 +84,35 @@ def message_of(mechanism: str, number: str, fragment: str) -> str:
     modules = [*SHARED, mechanism, f"{mechanism}_mistakes"]
     places = [said_in_code(CHECKS / f"{name}.py") for name in modules]
     places = [known(mechanism)[number], *places, *known(mechanism).values()]
-    found = (text for texts in places for text in texts if fragment in text)
-    return re.split(r"\n|Seen with", next(found, f"… {fragment} …"))[0].removesuffix(". …").strip()
+    texts = [text for place in places for text in place]
+    found = [text for text in texts if fragment in text]
+    if not found and general(fragment) is None:
+        found = [text for text in texts if "…" in text and fits(fragment, text)]
+    message = re.split(r"\n|Seen with", (found or [f"… {fragment} …"])[0])[0]
+    return message.removesuffix(". …").strip()
 
 
-def seen_and_asked(message: str) -> tuple[str, str]:
-    """A message's statements, and its questions."""
-    sentences: list[str] = []
-    for part in re.split(r"(?:(?<=[.?])|(?<=[.?]\)))\s+(?=[A-Z`(\"*])", message):
-        if sentences and sentences[-1].count("(") > sentences[-1].count(")"):
-            sentences[-1] += f" {part}"  # an aside of several sentences stays whole
-        else:
-            sentences.append(part)
-    seen = " ".join(sentence for sentence in sentences if "?" not in sentence)
-    asked = " ".join(sentence for sentence in sentences if "?" in sentence)
-    if not seen and ": " in asked:  # "the sum is there: where is the mean?"
-        seen, asked = asked.split(": ", 1)
-    if not seen:
-        seen, asked = asked, ""
-    return seen, asked[:1].upper() + asked[1:]
+def fits(fragment: str, template: str) -> bool:
+    """Whether a fragment can be part of a text, once something stands for each ellipsis.
+
+    Example:
+        >>> fits("called 14 times", "`rnn` was called … times for … steps")
+        True
+        >>> fits("called too often", "`rnn` was called … times for … steps")
+        False
+    """
+    parts = template.split("…")
+    for first, last in combinations(range(len(parts)), 2):
+        inside = parts[first + 1 : last]
+        starts = (parts[first][at:] for at in range(len(parts[first]) + 1))
+        stops = [parts[last][:at] for at in range(len(parts[last]) + 1)]
+        stops = [stop for stop in stops if fragment.endswith(stop)]
+        for start, stop in product(filter(fragment.startswith, starts), stops):
+            if len("".join([start, *inside, stop])) < SAID:
+                continue
+            if re.fullmatch(".+?".join(map(re.escape, [start, *inside, stop])), fragment):
+                return True
+    return False
 
 
 def general(message: str) -> str | None:
@@ -110,12 +124,14 @@ def general(message: str) -> str | None:
     return None
 
 
-def wrong_answers(mechanism: str) -> Iterator[tuple[str, str, str]]:
-    """The number, name and message of each wrong answer to a chapter's exercises."""
+def wrong_answers(mechanism: str) -> Iterator[tuple[str, str, str, str]]:
+    """Of each wrong answer to a chapter's exercises: number, function, name, message."""
     answers: Any = import_module(f"tests.exercises.{mechanism}_answers")
     for number, rows in answers.WRONG.items():
-        for name, _, fragment in rows:
-            yield number, name, message_of(mechanism, number, fragment)
+        for name, answer, fragment in rows:
+            named = answer.fn if hasattr(answer, "fn") else answer
+            function = getattr(answer, "stands_for", named.__name__)
+            yield number, function, name, message_of(mechanism, number, fragment)
 
 
 def cell(text: str) -> str:
@@ -125,10 +141,11 @@ def cell(text: str) -> str:
     return "".join(code).replace("|", r"\|")
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
-    """Rows of three cells under their heads."""
-    lines = ["| The student sees | The mistake | Ask |", "| --- | --- | --- |"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(cell, row))} |" for row in rows)]) + "\n"
+def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows of cells under their heads."""
+    lines = [" | ".join(heads), " | ".join("---" for _ in heads)]
+    lines += [" | ".join(map(cell, row)) for row in rows]
+    return "".join(f"| {line} |\n" for line in lines)
 
 
 def chapter_page(chapter: int) -> str:
@@ -138,23 +155,30 @@ def chapter_page(chapter: int) -> str:
     titles = (ROOT / "book" / "_chapters.md").read_text(encoding="utf-8")
     title = re.search(rf"grid-item-card}} ({chapter} .+)", titles)
     assert title is not None
-    causes: dict[str, dict[str, list[str]]] = {}
-    for number, name, message in wrong_answers(mechanism):
+    causes: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for number, function, name, message in wrong_answers(mechanism):
         if general(message) is None:
-            causes.setdefault(number, {}).setdefault(message, []).append(name)
+            of_function = causes.setdefault(number, {}).setdefault(function, {})
+            of_function.setdefault(message, []).append(name)
     parts = [UNSEARCHED + MADE, f"# {title[1]}: what to ask\n"]
     for number, heading in re.findall(r"^## (\d+\.\d+) (.+)$", source, re.M):
-        rows = []
-        for message, names in causes[number].items():
-            seen, asked = seen_and_asked(message)
-            rows.append((seen, "; ".join(dict.fromkeys(names)), asked or "(first question)"))
-        parts += [f"## {number} {heading}\n", f"**First question.** {FIRST[number]}\n", table(rows)]
+        parts.append(f"## {number} {heading}\n")
+        for function, question in ASK[number].items():
+            rows = (
+                (message, "; ".join(dict.fromkeys(names)))
+                for message, names in causes[number][function].items()
+            )
+            parts += [
+                f"**`{function}`.** Ask: *{question}*\n",
+                table(("The check says", "The mistake"), rows),
+            ]
     return "\n".join(parts)
 
 
 def general_page() -> str:
     """The list of what can go wrong in any exercise."""
-    return f"{MADE}\n{table(list(ANY_EXERCISE.values()))}"
+    heads = ("The check says", "The mistake", "Ask")
+    return f"{MADE}\n{table(heads, ANY_EXERCISE.values())}"
 
 
 def made() -> dict[Path, str]:

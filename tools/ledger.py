@@ -20,7 +20,11 @@ STEPS: list[tuple[str, list[str], float]] = [
     ("format", ["-m", "ruff", "format", "--check", "."], 0.5),
     ("types", ["-m", "mypy"], 2),
     ("tests", [*PYTEST, "--durations=10", "--ignore=tests/browser"], 17),
-    ("notebooks", [*PYTEST, "--nbval", "--durations=10"], 25),
+    (
+        "notebooks",
+        [*PYTEST, "--nbval", "--nbval-sanitize-with=tests/nbval.ini", "--durations=10"],
+        25,
+    ),
     ("book and slides", ["-m", "tools.book"], 3),
     ("in a browser", [*PYTEST, "--dist", "load", "--durations=10", "-rs", "tests/browser"], 12),
 ]

@@ -130,8 +130,10 @@ def _badges(target: Path, course: dict[str, Any]) -> str:
         f"[Open this page in Colab]({link}) · about {course['reading']} minutes to read · "
         f"runs in under {course['running']} seconds on two CPU cores"
     )
-    package = CHAPTER_MAP.get(int(target.stem[:2]))
+    number = int(target.stem[:2])
+    package = CHAPTER_MAP.get(number)
     if package and target.parent == NOTEBOOKS:
+        line = f"Chapter {number} · {line}"
         line += f" · the package: [attn_course.{package}](../book/api/{package}.md)"
     return line
 

@@ -1,4 +1,4 @@
-"""What a cell of a notebook measures: time, memory, right answers, likeness.
+"""What a cell of a notebook measures: time, memory, right answers, likeness, a kernel's answer.
 
 For a look in passing, on a CPU. The stored runs take more care: see ``measure`` in
 ``clock``, and ``memory``.
@@ -7,11 +7,12 @@ For a look in passing, on a CPU. The stored runs take more care: see ``measure``
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from attn_course import _triton
 from attn_course._validation import check_counts, check_floating, check_rank, check_tensor
 from attn_course.benchmarks.clock import cpu_timer
 from attn_course.long_sequences import memory_ledger
@@ -116,6 +117,66 @@ def likeness(tokens: Tensor) -> float:
     unit = torch.nn.functional.normalize(tokens, dim=-1)
     pairs = (unit @ unit.mT).sum((-2, -1)) - length  # without each with itself
     return (pairs / (length * (length - 1))).mean().item()
+
+
+def kernel_agreement(
+    function: Callable[..., Tensor],
+    leaves: Mapping[str, Tensor | tuple[int, ...]],
+    *,
+    atol: float = 1e-5,
+    **options: object,
+) -> str:
+    """Whether a kernel computes what its reference does, forward and backward, as text.
+
+    Called twice: ``impl="reference"`` on the CPU, and ``impl="triton"`` where kernels run
+    here. Backward starts from the sum of the output's sines, so that every element of the
+    output has a gradient of its own.
+
+    Args:
+        function: Takes ``leaves`` and ``options`` by name, and ``impl``; returns one tensor.
+        leaves: Name -> what to differentiate with respect to: a floating-point tensor, or
+            the shape of one, which is then drawn, normally distributed, always the same.
+        atol: The largest difference that counts as equal.
+        **options: What else it takes; tensors among them are moved to the kernel's device.
+
+    Returns:
+        A line for the output and one for each gradient; or why there is no kernel here.
+
+    Raises:
+        ValueError: ``leaves`` is empty.
+
+    Example:
+        >>> from attn_course.kernel_regression import kernel_regression
+        >>> leaves = {"query": (2, 1), "key": (3, 1), "value": (3, 1)}
+        >>> print(kernel_agreement(kernel_regression, leaves, width=0.5))  # doctest: +SKIP
+        output   equal to 1e-5: True
+        d query  equal to 1e-5: True
+        d key    equal to 1e-5: True
+        d value  equal to 1e-5: True
+    """
+    if not leaves:
+        raise ValueError("leaves must name at least one tensor, got none.")
+    if not _triton.AVAILABLE:
+        return f"No kernel runs here: {_triton.REASON}."
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        name: leaf if isinstance(leaf, Tensor) else torch.randn(leaf, generator=generator)
+        for name, leaf in leaves.items()
+    }
+    results = []
+    for impl, device in (("reference", "cpu"), ("triton", _triton.kernel_device())):
+        inputs = {name: x.detach().to(device).requires_grad_() for name, x in drawn.items()}
+        others = {name: x.to(device) if isinstance(x, Tensor) else x for name, x in options.items()}
+        output = function(**inputs, **others, impl=impl)
+        grads = torch.autograd.grad(output.sin().sum(), list(inputs.values()))
+        results.append([x.detach().cpu() for x in (output, *grads)])
+    names = ["output", *(f"d {name}" for name in leaves)]
+    wide = max(map(len, names))
+    close = f"{atol:.0e}".replace("e-0", "e-")
+    return "\n".join(
+        f"{name:{wide}}  equal to {close}: {bool((ours - theirs).abs().max() < atol)}"
+        for name, ours, theirs in zip(names, *results, strict=True)
+    )
 
 
 def _check_call(call: object) -> None:

@@ -100,7 +100,7 @@ def ours(device: torch.device, model: str, log: bool, impl: str) -> Function:
 
 
 def log_1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)), as the source has it."""
+    """``log(1 - exp(x))``, as the source has it."""
     return (-x.expm1()).log()
 
 
@@ -130,7 +130,7 @@ class SourceLoop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """From dL/dlog phi, which is kept as it is."""
+        """From ``dL/dlog phi``, which is kept as it is."""
         log_p, log_phi = ctx.saved_tensors
         backward = diagonals_backward if ctx.model == MANY else rows_backward
         return backward(log_p, log_phi, grad.clone()), None, None, None

@@ -101,7 +101,7 @@ class TimeSteps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_phi: Tensor) -> tuple[Tensor, None]:
-        """dL/dx from dL/dphi."""
+        """dL/dx from ``dL/dphi``."""
         x, phi = ctx.saved_tensors
         total = grad_phi.clone(memory_format=torch.contiguous_format)
         dx = torch.empty_like(x)

@@ -17,7 +17,7 @@ class DotProductAttention(AttentionLayer):
     Queries and keys must have the same width.
 
     Args:
-        scale: What the dot products are multiplied by; ``None`` is 1/sqrt(dim), and 1 is
+        scale: What the dot products are multiplied by; ``None`` is ``1/sqrt(dim)``, and 1 is
             Luong's plain dot product.
         dropout: Probability with which a weight is dropped in training.
         impl: As in ``dot_product_attention``.
@@ -72,14 +72,14 @@ class DotProductAttention(AttentionLayer):
 
 
 class BilinearAttention(DotProductAttention):
-    """Attention whose scores are q^T M k, with a learned matrix M.
+    """Attention whose scores are ``q^T M k``, with a learned matrix M.
 
     Queries and keys may differ in width: M k has the width of the queries.
 
     Args:
         query_dim: Width of the queries.
         key_dim: Width of the keys.
-        scale: What the scores are multiplied by; ``None`` is 1/sqrt(query_dim).
+        scale: What the scores are multiplied by; ``None`` is ``1/sqrt(query_dim)``.
         dropout: As in ``DotProductAttention``.
         impl: As in ``dot_product_attention``.
 

@@ -171,7 +171,7 @@ def dot_product_attention(
     need_lse: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, ...]:
-    """Attention by dot products: average the values, weighted by softmax(scale * q . k).
+    """Attention by dot products: average the values, weighted by ``softmax(scale * q . k)``.
 
     A query that may see no key gets zeros, and so do its gradients. What padding holds,
     NaN included, does not matter. What may be seen is what ``valid_lens``, ``mask``,
@@ -195,11 +195,11 @@ def dot_product_attention(
             -slope * distance is added to the scores, where the distance is that of the
             query's position from the key's (ALiBi). Not learned.
         scale: What the dot products are multiplied by: a number, or a tensor with one
-            element, which gets a gradient. ``None`` is 1/sqrt(dim).
+            element, which gets a gradient. ``None`` is ``1/sqrt(dim)``.
         dropout_p: Probability with which each weight is dropped, in [0, 1); the others
             are divided by 1 - ``dropout_p``. Always applied: pass 0 when not training.
         need_weights: Return the weights as well.
-        need_lse: Return log sum_j exp(score_ij) as well; differentiable.
+        need_lse: Return ``log sum_j exp(score_ij)`` as well; differentiable.
         impl: Which implementation:
 
             ============= ======================================================

@@ -71,7 +71,7 @@ def device_for(attempt: Attempt, kernel: Any) -> str:
         raise Skipped(f"needs triton: {_triton.REASON}.")
     if not hasattr(kernel, "fn"):
         attempt.fail("it is not a kernel: is `@triton.jit` still above it?", kernel)
-    return "cpu" if _triton.INTERPRETED else "cuda"
+    return _triton.kernel_device()
 
 
 def guard(tensor: Tensor, device: str = "cpu") -> Guarded:

@@ -23,5 +23,7 @@ class _Missing:
         return function
 
 
+#: Triton, for ``@triton.jit``; without triton a stand-in, so that the cell still runs.
 triton: Any = _Missing() if _triton.triton is None else _triton.triton
+#: Triton's language, as kernels import it, or a stand-in.
 tl: Any = _Missing() if _triton.tl is None else _triton.tl

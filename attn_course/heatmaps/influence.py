@@ -16,7 +16,7 @@ from attn_course.data import Pair
 def influence_map(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     """Measure how strongly each output position depends on each input position.
 
-    Entry (i, j) is the Frobenius norm of the block d output_i / d input_j of the
+    Entry (i, j) is the Frobenius norm of the block ``d output_i / d input_j`` of the
     Jacobian, at ``inputs``. It is zero where output i cannot see input j, whatever
     the architecture between them, so a mask that leaks shows.
 

@@ -1,7 +1,7 @@
 r"""Pictures of attention matrices on the GPU, without ever storing the matrix.
 
 With s_ij = q_i.k_j, -||q_i - k_j||^2 / 2 (the scale and the width come folded into q and k)
-or w . tanh(q_i + k_j), and exp(x) computed as 2^(x log2 e),
+or ``w . tanh(q_i + k_j)``, and exp(x) computed as 2^(x log2 e),
 
     pass 1    M_i  = max_j s_ij      l_i = sum_j exp(s_ij - M_i)      saved: M_i, 1/l_i
     pass 2    P_bc = 1/|Q_b| sum_{i in Q_b} sum_{j in K_c} exp(s_ij - M_i) / l_i

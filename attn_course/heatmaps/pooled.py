@@ -184,9 +184,9 @@ def pooled_weights(
         key: ``[..., key_len, dim]``. Leading dimensions broadcast.
         bins: Of queries and keys, one number for both or ``(q_bins, k_bins)``. Bin b
             covers floor(b n / bins) to floor((b + 1) n / bins), exclusive.
-        score: ``"dot"`` q.k * scale, ``"gaussian"`` -||(q - k) / width||^2 / 2, or
+        score: ``"dot"``: ``q.k * scale``; ``"gaussian"``: ``-||(q - k) / width||^2 / 2``, or
             ``"additive"`` weight . tanh(q + k), of queries and keys already projected.
-        scale: Of the dot product; 1 / sqrt(dim) by default.
+        scale: Of the dot product; ``1 / sqrt(dim)`` by default.
         width: Of the Gaussian: a positive number, a tensor with one element, or
             one width for each coordinate, ``[dim]``.
         weight: Of the additive score, ``[dim]``, which needs it.

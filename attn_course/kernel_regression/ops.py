@@ -92,7 +92,7 @@ def kernel_regression(
     """Nadaraya-Watson kernel regression: look up values by the nearness of keys.
 
     Each output is the average of the values, weighted by a kernel of the scaled
-    distance d = ||(query - key) / width||_2. A query with no key in its window gets
+    distance ``d = ||(query - key) / width||_2``. A query with no key in its window gets
     zeros, and so do its gradients. Differentiable in query, key, value and width.
     At distance zero, where the triangular kernel has a kink, its gradient is zero.
 
@@ -101,9 +101,9 @@ def kernel_regression(
         key: Where values are known, ``[..., key_len, dim]``; at least one.
         value: What is known there, ``[..., key_len, value_dim]``. Leading
             dimensions of the three broadcast.
-        kernel: ``"gaussian"`` exp(-d^2/2), ``"boxcar"`` 1 where d < 1,
-            ``"constant"``, ``"triangular"`` max(0, 1 - d) or ``"epanechnikov"``
-            max(0, 3/4 (1 - d^2)).
+        kernel: ``"gaussian"``: ``exp(-d^2/2)``; ``"boxcar"``: 1 where ``d < 1``;
+            ``"constant"``: 1; ``"triangular"``: ``max(0, 1 - d)``; or
+            ``"epanechnikov"``: ``max(0, 3/4 (1 - d^2))``.
         width: In the units of the keys: a positive number, a tensor with one
             element, or one width for each coordinate, ``[dim]``.
         valid_lens: How many leading keys count, ``[batch]`` or
@@ -115,7 +115,7 @@ def kernel_regression(
             ``reference`` PyTorch; holds all weights
             ``blocked``   PyTorch, a block of queries at a time; O(n + m) memory
             ``triton``    GPU kernel (interpreted where there is no GPU: slow)
-            ``auto``      with ``need_weights`` or up to 2^20 pairs on a CPU
+            ``auto``      with ``need_weights`` or up to ``2^20`` pairs on a CPU
                           ``reference``; on CUDA ``triton`` up to dim + value_dim
                           = 128; else ``blocked``
             ============= ======================================================

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attn_course._masks import combine
 
-#: The kernels, as functions of the scaled distance d = ||(q - k) / width||.
+#: The names of the kernels: functions of the scaled distance d = ||(q - k) / width||.
 KERNELS = ("gaussian", "boxcar", "constant", "triangular", "epanechnikov")
 
 #: Some queries, and the lengths and the mask that are theirs.
@@ -28,8 +28,8 @@ BLOCK_ELEMENTS = 1 << 17
 def kernel_value(distance: Tensor, kernel: str = "gaussian") -> Tensor:
     """The unnormalised weight that a kernel gives to a scaled distance.
 
-    ``gaussian`` exp(-d^2/2); ``boxcar`` 1 where d < 1; ``constant`` 1;
-    ``triangular`` max(0, 1 - d); ``epanechnikov`` max(0, 3/4 (1 - d^2)).
+    ``gaussian``: ``exp(-d^2/2)``; ``boxcar``: 1 where ``d < 1``; ``constant``: 1;
+    ``triangular``: ``max(0, 1 - d)``; ``epanechnikov``: ``max(0, 3/4 (1 - d^2))``.
 
     Args:
         distance: Scaled distances d >= 0, any shape.

@@ -64,7 +64,7 @@ def causal_linformer_attention(
     the keys of its own block up to itself: exact nearby, and compressed far away.
 
     It is causal, and no longer linear: n (n k / c + c) / 2 pairs, so k / c of full causal
-    attention's for a long sequence. With c about sqrt(k n) that grows as n^1.5.
+    attention's for a long sequence. With c about ``sqrt(k n)`` that grows as ``n^1.5``.
 
     Args:
         query: ``[batch, (num_heads,) len, dim]``.
@@ -76,7 +76,7 @@ def causal_linformer_attention(
         block_len: How many positions make a block; ``None``: as the projections say. The
             last block may be shorter.
         valid_lens: How many leading positions count, ``[batch]``.
-        scale: What the dot products are multiplied by; ``None`` is 1/sqrt(dim).
+        scale: What the dot products are multiplied by; ``None`` is ``1/sqrt(dim)``.
         dropout_p: As in ``linformer_attention``.
         need_weights: Return the weights as well.
         impl: Which implementation:

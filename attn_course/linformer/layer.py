@@ -29,7 +29,7 @@ class LinformerAttention(nn.Module):
     Products are taken in the order that needs the least, which is a matter of brackets: where
     heads share E, it is E X that is computed, once, in place of K = X W_k and E K for each
     head; and where a head is as wide as a token or wider, queries and answers of the width of
-    a head are never made, since Q_h K'^T = X (W_q,h K'^T).
+    a head are never made, since ``Q_h K'^T = X (W_q,h K'^T)``.
 
     Args:
         embed_dim: Width of a token.

@@ -126,7 +126,7 @@ def linformer_attention(
     is_causal: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention to k projected keys in place of n: softmax(scale Q (E K)^T) (F V).
+    """Attention to k projected keys in place of n: ``softmax(scale Q (E K)^T) (F V)``.
 
     O(n k) time, and O(n + k) memory where the weights are not asked for. A batch item
     without positions gets zeros, and so do its gradients.
@@ -141,7 +141,7 @@ def linformer_attention(
         value_projection: F, likewise; may be the same tensor.
         valid_lens: How many leading keys count, ``[batch]``; the others are zeroed before
             they are projected.
-        scale: What the dot products are multiplied by; ``None`` is 1/sqrt(dim).
+        scale: What the dot products are multiplied by; ``None`` is ``1/sqrt(dim)``.
         dropout_p: Probability with which each weight is dropped, in [0, 1). Always applied:
             pass 0 when not training.
         need_weights: Return the weights as well.
@@ -350,7 +350,7 @@ def check_lens(valid_lens: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def check_scale(scale: float | None, dim: int) -> float:
-    """The scale, 1/sqrt(dim) for ``None``.
+    """The scale, ``1/sqrt(dim)`` for ``None``.
 
     Raises:
         TypeError: It is no number.

@@ -125,7 +125,7 @@ class AttentionCRNN(nn.Module):
             need_weights: Return the weights of the attention as well.
 
         Returns:
-            log p_t(k), ``[batch, steps, 1 + num_classes]``, class 0 the blank; and how many
+            ``log p_t(k)``, ``[batch, steps, 1 + num_classes]``, class 0 the blank; and how many
             steps count, ``[batch]``. With ``need_weights`` also the weights: which steps each
             step reads, ``[batch, num_heads, steps, steps]``.
 

@@ -109,7 +109,7 @@ def ctc_enumerate(log_probs: Tensor, label: Sequence[int]) -> Tensor:
     """Log p(label) by walking every path there is: the definition, for tiny cases.
 
     Args:
-        log_probs: log p_t(k), ``[steps, classes]``.
+        log_probs: ``log p_t(k)``, ``[steps, classes]``.
         label: Labels from 1 to classes - 1; it may be empty.
 
     Returns:
@@ -149,10 +149,10 @@ def ctc_enumerate(log_probs: Tensor, label: Sequence[int]) -> Tensor:
 
 
 def ctc_loss_recursion(log_probs: Tensor, lens: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
-    """-log p(label) by the forward recursion, for the reader; ``ctc_loss`` trains faster.
+    """``-log p(label)`` by the forward recursion, for the reader; ``ctc_loss`` trains faster.
 
     Args:
-        log_probs: log p_t(k), ``[batch, steps, classes]``.
+        log_probs: ``log p_t(k)``, ``[batch, steps, classes]``.
         lens: How many steps count, ``[batch]``.
         labels: From 1 to classes - 1, ``[batch, longest]``; padding is not looked at.
         lengths: How many labels count, ``[batch]``.
@@ -199,10 +199,10 @@ def ctc_loss_recursion(log_probs: Tensor, lens: Tensor, labels: Tensor, lengths:
 
 
 def ctc_loss(output: tuple[Tensor, Tensor], target: tuple[Tensor, Tensor]) -> Tensor:
-    """The loss that trains: -log p(label) a character, the mean over the batch.
+    """The loss that trains: ``-log p(label)`` a character, the mean over the batch.
 
     Args:
-        output: What a recogniser gives: log p_t(k), ``[batch, steps, classes]``, and how many
+        output: What a recogniser gives: ``log p_t(k)``, ``[batch, steps, classes]``, and how many
             steps count, ``[batch]``.
         target: Labels from 1, ``[batch, longest]``, and how many count, ``[batch]``.
 

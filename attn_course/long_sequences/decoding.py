@@ -15,7 +15,7 @@ def ctc_greedy(log_probs: Tensor, lens: Tensor | None = None) -> list[list[int]]
     """Read the most probable path: the best class at each step.
 
     Args:
-        log_probs: log p_t(k), ``[batch, steps, classes]``.
+        log_probs: ``log p_t(k)``, ``[batch, steps, classes]``.
         lens: How many steps count, ``[batch]``; ``None``: all.
 
     Returns:
@@ -57,7 +57,7 @@ def ctc_beam(
     from the first and leaves it as it is from the second.
 
     Args:
-        log_probs: log p_t(k), ``[batch, steps, classes]``.
+        log_probs: ``log p_t(k)``, ``[batch, steps, classes]``.
         lens: How many steps count, ``[batch]``; ``None``: all.
         width: How many prefixes stay after each step.
 

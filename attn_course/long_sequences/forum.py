@@ -77,7 +77,7 @@ class Approach1(nn.Module):
 
     A bidirectional LSTM reads the sequence, and a second network reads its states. Each state
     h_t of the second looks up the states m of the first, and what both say is mixed:
-    o_t = tanh(W [h_t; sum_j softmax_j(m_j . h_t) m_j]). This is Luong's global attention
+    ``o_t = tanh(W [h_t; sum_j softmax_j(m_j . h_t) m_j])``. This is Luong's global attention
     without input feeding: no h_t depends on any o, so the loop over time is not needed.
 
     Args:

@@ -78,7 +78,7 @@ def windowed_attention(
     need_weights: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Dot-product attention to keys nearby: n queries and a window of w cost n w, not n^2.
+    """Dot-product attention to keys nearby: n queries and a window of w cost ``n w``, not ``n^2``.
 
     A query that may see no key gets zeros, and so do its gradients. What padding holds, NaN
     included, does not matter.
@@ -98,7 +98,7 @@ def windowed_attention(
         is_causal: Query i may not see keys after i: ``right`` counts as 0.
         valid_lens: How many leading keys count, ``[batch]`` or
             ``[batch, query_len]`` (``batch``: the first leading dimension).
-        scale: What the dot products are multiplied by; ``None`` is 1/sqrt(dim).
+        scale: What the dot products are multiplied by; ``None`` is ``1/sqrt(dim)``.
         need_weights: Return the weights as well: all of them, zeros outside the window.
         impl: Which implementation:
 

@@ -71,7 +71,7 @@ def diagonal_backward(logits: Tensor, log_phi: Tensor, grad_log_phi: Tensor) -> 
     Args:
         logits: As given there, ``[..., I, J]``.
         log_phi: What it returned.
-        grad_log_phi: dL/dlog phi. It is not changed.
+        grad_log_phi: ``dL/dlog phi``. It is not changed.
 
     Returns:
         dL/dx, ``[..., I, J]``.
@@ -121,7 +121,7 @@ def row_backward(logits: Tensor, log_phi: Tensor, grad_log_phi: Tensor) -> Tenso
     Args:
         logits: As given there, ``[..., I, J]``.
         log_phi: What it returned.
-        grad_log_phi: dL/dlog phi. It is not changed.
+        grad_log_phi: ``dL/dlog phi``. It is not changed.
 
     Returns:
         dL/dx, ``[..., I, J]``.
@@ -139,7 +139,7 @@ def row_backward(logits: Tensor, log_phi: Tensor, grad_log_phi: Tensor) -> Tenso
 
 
 def linear_scan(a: Tensor, b: Tensor) -> Tensor:
-    """F_j = logaddexp(F_(j-1) + a_j, b_j) with F_(-1) = -inf, for all j in log2(J) rounds.
+    """``F_j = logaddexp(F_(j-1) + a_j, b_j)`` with ``F_(-1) = -inf``, for all j in log2(J) rounds.
 
     Args:
         a: ``[..., J]``; the first number has no meaning.
@@ -229,7 +229,7 @@ class LogVisits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_log_phi: Tensor) -> tuple[Tensor, None]:
-        """dL/dx from dL/dlog phi."""
+        """dL/dx from ``dL/dlog phi``."""
         backward = diagonal_backward if ctx.model == "many_to_many" else row_backward
         logits, log_phi = ctx.saved_tensors
         return backward(logits, log_phi, grad_log_phi), None

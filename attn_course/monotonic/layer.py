@@ -165,7 +165,7 @@ class MonotonicMultiheadAttention(nn.Module):
         return (output, weights) if need_weights else output
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
-        """What the steps of the paths are decided by: x, with p = sigmoid(x), clamped.
+        """What the steps of the paths are decided by: x, with ``p = sigmoid(x)``, clamped.
 
         For ``best_path`` and its like. In ``one_query_per_key``, where keys are what always
         advances, they want the transpose.

@@ -50,9 +50,9 @@ def many_to_many(
 ) -> Tensor:
     """The probability that a path visits each node, where each step goes right or down.
 
-    From (0, 0), a path at (i, j) goes to (i, j + 1) with probability p = sigmoid(x_ij) and to
-    (i + 1, j) with q = sigmoid(-x_ij). With queries as rows and keys as columns, p goes on to the
-    next key and q to the next query. A path ends with its step out of the grid, so nodes past
+    From (0, 0), a path at (i, j) goes to (i, j + 1) with probability ``p = sigmoid(x_ij)`` and to
+    (i + 1, j) with ``q = sigmoid(-x_ij)``. With queries as rows and keys as columns, p goes on to
+    the next key and q to the next query. A path ends with its step out of the grid, so nodes past
     the middle lose mass: rows do not sum to 1, and may sum to more, since a row can visit
     several nodes.
 
@@ -116,8 +116,8 @@ def one_to_many(
 ) -> Tensor:
     """The probability that a path visits each node, where each step goes to the next row.
 
-    From (0, 0), a path at (i, j) goes to (i + 1, j) with probability p = sigmoid(x_ij) and to
-    (i + 1, j + 1) with q = sigmoid(-x_ij). Each row is visited once, so it sums to 1, less what
+    From (0, 0), a path at (i, j) goes to (i + 1, j) with probability ``p = sigmoid(x_ij)`` and to
+    (i + 1, j + 1) with ``q = sigmoid(-x_ij)``. Each row is visited once, so it sums to 1, less what
     left the grid past its last column. Column j cannot be reached before row j.
 
     The path holds no opinion on which side rows are: transpose the logits if the side that
@@ -166,12 +166,12 @@ def expected_alignment(
     """The probability that query i stops at key j: hard monotonic attention in expectation.
 
     Query i starts at the key where query i - 1 stopped, asks at each key whether to go on, with
-    probability p = sigmoid(x_ij), and attends to the one where it stops. That is the
+    probability ``p = sigmoid(x_ij)``, and attends to the one where it stops. That is the
     many-to-many path, seen only where it turns down:
 
         alpha_ij = phi_ij q_ij.
 
-    Raffel et al. write the probability of stopping as sigmoid(e_ij): x = -e.
+    Raffel et al. write the probability of stopping as ``sigmoid(e_ij)``: x = -e.
 
     Args:
         logits: x, ``[I, J]`` or ``[batch, ..., I, J]``; rows are queries, columns keys.
@@ -212,7 +212,7 @@ def squeeze(logits: Tensor, *, epsilon: float = 1e-3, how: str = "soft") -> Tens
     1 - epsilon, where its gradient is then 0. Both are done on logits, without rounding p.
 
     Args:
-        logits: x, with p = sigmoid(x); any shape.
+        logits: x, with ``p = sigmoid(x)``; any shape.
         epsilon: In (0, 0.5).
         how: ``"soft"`` or ``"hard"``.
 

@@ -52,7 +52,7 @@ Node = tuple[int, int]
 
 
 def log_1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)), without losing digits at either end.
+    """``log(1 - exp(x))``, without losing digits at either end.
 
     Near 0 exp(x) rounds to 1 and ``expm1`` keeps the difference; far below, ``log1p`` keeps what
     is too small to be seen beside 1.
@@ -134,7 +134,7 @@ def serial_backward(
     Args:
         probs: As given to ``serial_forward``, ``[..., I, J]``.
         phi: What it returned.
-        grad_phi: dL/dphi. It is not changed.
+        grad_phi: ``dL/dphi``. It is not changed.
         model: As there.
 
     Returns:
@@ -155,7 +155,7 @@ def serial_backward(
 def serial_log_forward(logits: Tensor, *, model: str = "many_to_many") -> Tensor:
     """Log visit probabilities, node by node: products become sums, and nothing underflows.
 
-    It takes logits and not log p: log q is then as exact as log p, while log(1 - exp(log p)) has
+    It takes logits and not log p: log q is then as exact as log p; ``log(1 - exp(log p))`` has
     lost q where p has rounded to 1.
 
     Args:
@@ -192,7 +192,7 @@ def serial_log_backward(
     Args:
         logits: As given to ``serial_log_forward``, ``[..., I, J]``.
         log_phi: What it returned.
-        grad_log_phi: dL/dlog phi. It is not changed.
+        grad_log_phi: ``dL/dlog phi``. It is not changed.
         model: As there.
 
     Returns:
@@ -227,7 +227,7 @@ def serial_log_backward_by_sign(
     Args:
         logits: As given to ``serial_log_forward``, ``[..., I, J]``.
         log_phi: What it returned.
-        grad_log_phi: dL/dlog phi. It is not changed.
+        grad_log_phi: ``dL/dlog phi``. It is not changed.
         model: As there.
 
     Returns:

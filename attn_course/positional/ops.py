@@ -36,8 +36,8 @@ def sinusoid(
 ) -> Tensor:
     """The positional encoding P as a matrix, a row for each position.
 
-    P[i, 2j] = sin(i / base^(2j / dim)) and P[i, 2j + 1] is the cosine of the same angle. The
-    angles are computed in float64. Where ``dim`` is odd, the last sine has no cosine.
+    ``P[i, 2j] = sin(i / base^(2j / dim))``, and ``P[i, 2j + 1]`` is the cosine of the same angle.
+    Angles are computed in float64. Where ``dim`` is odd, the last sine has no cosine.
 
     Args:
         length: How many positions.
@@ -127,7 +127,7 @@ def rotate(
 ) -> Tensor:
     """Turn each pair of columns by an angle that grows with the position.
 
-    Pair j at position i turns by i / base^(2j / dim), the angle of ``sinusoid``. The dot
+    Pair j at position i turns by ``i / base^(2j / dim)``, the angle of ``sinusoid``. The dot
     product of a query rotated at i with a key rotated at k depends on i - k alone. Values
     are not rotated.
 
@@ -185,7 +185,7 @@ def rotation_matrix(
     """The matrix M that moves a sinusoid by ``delta`` positions: P[i + delta] = M P[i].
 
     It does not depend on i. Each pair of columns turns by itself, [[cos, sin], [-sin, cos]]
-    of delta / base^(2j / dim). ``rotate`` turns the other way, by the transpose of M, since
+    of ``delta / base^(2j / dim)``. ``rotate`` turns the other way, by the transpose of M, since
     its pairs are (cos, sin) where those of the sinusoid are (sin, cos).
 
     Args:
@@ -223,7 +223,7 @@ def rotation_matrix(
 def linear_slopes(num_heads: int) -> Tensor:
     """How steeply the scores of each head fall with distance.
 
-    For n heads, a power of two: 2^(-8 / n), 2^(-16 / n), ..., 2^-8. For other numbers, those
+    For n heads, a power of two: ``2^(-8 / n), 2^(-16 / n), ..., 2^-8``. For other numbers, those
     of the power of two below, and then every second one of the power above.
 
     Args:

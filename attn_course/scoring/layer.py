@@ -86,7 +86,7 @@ class AttentionLayer(nn.Module):
 
 
 class AdditiveAttention(AttentionLayer):
-    """Attention whose scores a small network computes: w_v . tanh(W_q q + W_k k).
+    """Attention whose scores a small network computes: ``w_v . tanh(W_q q + W_k k)``.
 
     Queries and keys may differ in width.
 

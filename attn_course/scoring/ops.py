@@ -101,7 +101,7 @@ def masked_softmax(
 
 
 def additive_scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
-    """Score each query and key by a network with one hidden layer: w . tanh(q_i + k_j).
+    """Score each query and key by a network with one hidden layer: ``w . tanh(q_i + k_j)``.
 
     Args:
         query: Projected queries, ``[..., query_len, hidden]``.
@@ -190,7 +190,7 @@ def additive_attention(
     need_weights: bool = False,
     impl: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention by additive scores: average the values, weighted by softmax(w . tanh(q + k)).
+    """Attention by additive scores: average the values, weighted by ``softmax(w . tanh(q + k))``.
 
     A query that may see no key gets zeros, and so do its gradients. What padding holds,
     NaN included, does not matter.
@@ -216,7 +216,7 @@ def additive_attention(
             ``triton``    GPU kernel (interpreted where there is no GPU: slow);
                           O(n + m) memory; no weights, no dropout
             ``auto``      with ``need_weights`` or dropout ``reference``; on CUDA
-                          ``triton``; else ``reference`` up to 2^22 such
+                          ``triton``; else ``reference`` up to ``2^22`` such
                           numbers, ``blocked`` beyond
             ============= ======================================================
 

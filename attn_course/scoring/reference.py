@@ -39,7 +39,7 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None = None) -> Tensor:
 
 
 def additive_scores(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
-    """Score each pair by a network with one hidden layer: w . tanh(q_i + k_j).
+    """Score each pair by a network with one hidden layer: ``w . tanh(q_i + k_j)``.
 
     Args:
         query: Projected queries, ``[..., query_len, hidden]``.

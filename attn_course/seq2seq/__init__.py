@@ -7,7 +7,7 @@ ways to write with them: greedy decoding and beam search.
 from attn_course.seq2seq.attention import SCORINGS, UniformAttention
 from attn_course.seq2seq.decoder import AttentionDecoder
 from attn_course.seq2seq.encoder import Encoder, EncoderOutput
-from attn_course.seq2seq.lookups import asked_and_known
+from attn_course.seq2seq.lookups import FREQUENT_WORDS, asked_and_known
 from attn_course.seq2seq.model import Seq2Seq, place
 from attn_course.seq2seq.search import Decoded, beam_search, greedy_decode
 from attn_course.seq2seq.state import DecoderState
@@ -19,6 +19,7 @@ from attn_course.seq2seq.translator import (
 )
 
 __all__ = [
+    "FREQUENT_WORDS",
     "SCORINGS",
     "AttentionDecoder",
     "Decoded",

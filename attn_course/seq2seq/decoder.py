@@ -17,7 +17,7 @@ from attn_course.seq2seq.state import DecoderState
 class AttentionDecoder(nn.Module):
     """Write a sentence, attending to the source's states before each token.
 
-    At step t, with s_t the state of the last layer and y_t the token that is read:
+    At step t, with ``s_t`` the state of the last layer and ``y_t`` the token that is read:
 
         c_t = sum_j alpha(q_t, h_j) h_j,    s_t = RNN([c_t; embed(y_t)], s_{t-1}),
         logits_t = W s_t + b,               q_t = s_{t-1}
@@ -37,12 +37,12 @@ class AttentionDecoder(nn.Module):
             module with ``project_keys`` and ``attend``; or ``None``: no attention, the
             context is the encoder's final state throughout. For the two dot products and
             the cosine, a linear map brings a query of another width to ``memory_dim``.
-        query: What the query is made of, joined in this order: ``"state"`` s_{t-1},
-            ``"token"`` the embedding of y_t, ``"context"`` c_{t-1}, ``"language"`` an
+        query: What the query is made of, joined in this order: ``"state"`` ``s_{t-1}``,
+            ``"token"`` the embedding of ``y_t``, ``"context"`` ``c_{t-1}``, ``"language"`` an
             embedding of the target language.
         window: At step t = 0, 1, ... attend only to source positions j with
             |j - t| <= window; ``None`` for all.
-        attend_generated: Attend to the earlier s_1, ..., s_{t-1} as well; through a linear
+        attend_generated: Attend to the earlier ``s_1, ..., s_{t-1}`` as well; through a linear
             map where their width differs from ``memory_dim``.
         num_languages: How many languages there are, if ``query`` holds ``"language"``.
         dropout: Of the embeddings and between layers.

@@ -14,6 +14,12 @@ from attn_course.seq2seq.translator import Translator
 #: A word of the source, and the vector that stands for it.
 WordVector = tuple[str, Tensor]
 
+#: Words of the grammar that are frequent, kind by kind: nouns, adjectives, colours, negation.
+FREQUENT_WORDS = (
+    "cat", "dog", "horse", "cow", "woman", "man", "boy", "king",
+    "old", "small", "beautiful", "black", "red", "not",
+)  # fmt: skip
+
 
 @torch.no_grad()
 def asked_and_known(

@@ -11,14 +11,14 @@ from attn_course.positional import LearnedEncoding, SinusoidalEncoding
 
 
 class TokenEmbedding(nn.Module):
-    """Turn ids into vectors and add their positions: dropout(sqrt(embed_dim) E[id] + P[i]).
+    """Turn ids into vectors and add their positions: ``dropout(sqrt(embed_dim) E[id] + P[i])``.
 
     Args:
         vocab_size: How many token ids there are.
         embed_dim: Width of a vector.
         position: What is added: ``"sinusoidal"``, ``"learned"``, or ``None`` for nothing.
         max_len: How many positions have a vector, exactly if they are learned.
-        scale: Whether vectors are multiplied by sqrt(embed_dim). They start that much
+        scale: Whether vectors are multiplied by ``sqrt(embed_dim)``. They start that much
             smaller, so that tokens weigh as much as positions either way; but then a matrix
             that is shared with the output gives logits of variance 1 at first, and not of
             variance embed_dim.

@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.
 
 
 class PositionwiseFeedForward(nn.Module):
-    """The same two-layer network for each position: W_2 activation(W_1 x + b_1) + b_2.
+    """The same two-layer network for each position: ``W_2 activation(W_1 x + b_1) + b_2``.
 
     Attention mixes positions and leaves each number to a weighted average; this network
     mixes numbers and knows no positions.

@@ -84,7 +84,7 @@ def warmup_factor(step: int, warmup_steps: int) -> float:
         factor = min(n / warmup_steps, sqrt(warmup_steps / n))
 
     It is 1 at the end of the warm-up. The paper's rate is the factor times
-    1 / sqrt(embed_dim * warmup_steps).
+    ``1 / sqrt(embed_dim * warmup_steps)``.
 
     Args:
         step: How many steps have been made.

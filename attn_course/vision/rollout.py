@@ -12,8 +12,8 @@ from attn_course.vision.ops import Size, as_pair
 def attention_rollout(weights: Tensor, *, residual: float = 0.5) -> Tensor:
     """How much of each token's input is in each output, if layers only averaged.
 
-    A layer with its way around is read as A' = (1 - residual) mean_heads(A) + residual I; one
-    after the other they are A'_L ... A'_2 A'_1, the first layer on the right. Value maps,
+    A layer with its way around is read as ``A' = (1 - residual) mean_heads(A) + residual I``; one
+    after the other they are ``A'_L ... A'_2 A'_1``, the first layer on the right. Value maps,
     feed-forward networks and norms are left out: what is drawn is attention's routing, not
     what the model makes of it.
 
@@ -48,8 +48,8 @@ def attention_rollout(weights: Tensor, *, residual: float = 0.5) -> Tensor:
 def class_rollout(weights: Tensor, *, residual: float = 0.5) -> Tensor:
     """The first token's row of ``attention_rollout``, without the other rows.
 
-    From the last layer down it is a vector times a matrix for each layer: tokens^2 products
-    rather than tokens^3. A model that answers from the mean of its tokens has no such row; the
+    From the last layer down it is a vector times a matrix for each layer: ``tokens^2`` products
+    rather than ``tokens^3``. A model that answers from the mean of its tokens has no such row; the
     mean of all rows, ``attention_rollout(weights).mean(1)``, stands for its answer.
 
     Args:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from attn_course.benchmarks import kept_megabytes, likeness, measures, median_ms, share_right
+from attn_course import _triton
+from attn_course.benchmarks import (
+    kept_megabytes,
+    kernel_agreement,
+    likeness,
+    measures,
+    median_ms,
+    share_right,
+)
 
 
 def test_the_median_leaves_the_first_call_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +94,61 @@ def test_likeness_needs_two_tokens() -> None:
         likeness(torch.zeros(4))
     with pytest.raises(TypeError, match="tokens must hold floating-point numbers"):
         likeness(torch.zeros(2, 2, dtype=torch.long))
+
+
+class Twice(torch.autograd.Function):
+    """x + y, whose gradient for y is twice what it should be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return grad, 2 * grad
+
+
+def two_sums(
+    x: torch.Tensor, y: torch.Tensor, *, impl: str, shift: torch.Tensor, fault: str
+) -> torch.Tensor:
+    assert shift.device == x.device == y.device
+    if impl == "reference" or fault == "":
+        return x + y + shift
+    if fault == "gradient":
+        return Twice.apply(x, y) + shift
+    return x + y + (torch.nan if fault == "nan" else 2e-4) + shift
+
+
+@pytest.fixture
+def kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "AVAILABLE", True)
+    monkeypatch.setattr(_triton, "INTERPRETED", True)
+
+
+@pytest.mark.parametrize(
+    "fault, atol, equal",
+    [
+        ("", 1e-5, "output True, d x True, d y True"),
+        ("gradient", 1e-5, "output True, d x True, d y False"),
+        ("nan", 1e-5, "output False, d x False, d y False"),
+        ("shift", 1e-4, "output False, d x False, d y False"),
+        ("shift", 1e-3, "output True, d x True, d y True"),
+    ],
+)
+def test_agreement_says_what_differs(
+    kernels_run: None, fault: str, atol: float, equal: str
+) -> None:
+    leaves = {"x": (2, 3), "y": torch.ones(2, 3)}
+    text = kernel_agreement(two_sums, leaves, atol=atol, shift=torch.zeros(3), fault=fault)
+    for line, wanted in zip(text.splitlines(), equal.split(", "), strict=True):
+        name, _, same = wanted.rpartition(" ")
+        assert line == f"{name:6}  equal to 1e-{round(-math.log10(atol))}: {same}"
+
+
+def test_agreement_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton, "AVAILABLE", False)
+    monkeypatch.setattr(_triton, "REASON", "it is Tuesday")
+    text = kernel_agreement(two_sums, {"x": (1,)})
+    assert text == "No kernel runs here: it is Tuesday."
+    with pytest.raises(ValueError, match="leaves must name at least one tensor"):
+        kernel_agreement(two_sums, {})

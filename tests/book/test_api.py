@@ -86,6 +86,46 @@ def test_a_sentence_before_a_colon_is_no_type() -> None:
             assert " of " not in shown, f"{package}: {shown}"
 
 
+def described(package: str, name: str) -> str:
+    text = "\n".join(api.render(package))
+    found = re.search(rf"^``````{{py:\w+}} {name}\b(.*?)^``````$", text, re.M | re.S)
+    assert found is not None
+    return found[1]
+
+
+def test_a_tuple_takes_its_fields_and_no_properties() -> None:
+    assert described("data", "Pair").startswith("(source, target, slices=frozenset(), links=())\n")
+    assert described("data", "Letters").startswith("(source, target, target_lens, run, repeats)\n")
+    assert described("long_sequences", "MemoryLedger").startswith("()\n")
+
+
+def test_members_say_what_they_are() -> None:
+    assert "{py:method} of(lens, length)\n:classmethod:\n" in described("multi_head", "Packing")
+    assert "{py:property} texts\n:type: list[str]\n" in described("data", "Lines")
+    assert "_MatrixApproach" not in described("long_sequences", "Approach1")
+    assert "``Window``" in described("long_sequences", "WindowedSelfAttention")
+
+
+def test_types_are_told_where_no_section_does() -> None:
+    text = described("data", "detokenize")
+    told = "**Parameters**\n\n``tokens``: ``Iterable[str]``\n\n\n**Returns**\n\n``str``\n\n"
+    assert told in text and text.index(told) < text.index("**Example**")
+    assert "**Returns**" not in described("training", "seed_everything")  # it returns nothing
+
+
+def test_constants_show_plain_values() -> None:
+    assert described("long_sequences", "BLANK").startswith("\n:value: 0\n")
+    assert "```python\n('gaussian', 'boxcar'," in described("kernel_regression", "KERNELS")
+    assert ":value:" not in described("benchmarks", "RESULTS")  # a path of this machine
+
+
+def test_names_that_stand_for_something_else_are_no_links() -> None:
+    assert "``triton``" in described("kernel_regression", "kernel_regression")  # a value of impl
+    assert "d2l's ``MultiHeadAttention``" in described("multi_head", "load_d2l")
+    assert "what ``split_heads`` gives" in described("multi_head", "Packing")  # its own method
+    assert "{py:obj}`AttentionLayer <" in described("scoring", "AdditiveAttention")
+
+
 def test_a_function_that_is_called_as_its_module_is_found() -> None:
     assert "{py:function} fit(model" in "\n".join(api.render("training"))
 

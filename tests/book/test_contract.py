@@ -96,6 +96,20 @@ def test_chapter_map_and_toc_agree() -> None:
         assert any((ROOT / f"{file}{suffix}").exists() for suffix in (".md", ".ipynb")), file
 
 
+def test_the_contents_call_chapters_as_their_cards_do() -> None:
+    cards = re.findall(
+        r"grid-item-card} (.*)\n:link: \.\./(\S+)",
+        (ROOT / "book" / "_chapters.md").read_text(encoding="utf-8"),
+    )
+    toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+    called = dict(re.findall(r"- file: (\S+)\n +title: (.*)", toc))
+    assert [f"{n} " for n in CHAPTERS] == [re.match(r"\d+ ", card)[0] for card, _ in cards]
+    for card, page in cards:
+        stem = Path(page).name
+        for file in (page, f"book/teaching/chapters/{stem}", f"book/teaching/assistant/{stem}"):
+            assert called[file] == card, file
+
+
 @pytest.mark.parametrize("page", ["README.md", "book/_chapters.md", "book/notation.md"])
 def test_pages_know_how_many_chapters_there_are(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")

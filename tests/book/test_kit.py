@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason="the assistant's sheet is made from the exer
 from attn_course import CHAPTERS
 from tests.book.kit import BOOK, STEMS, TEACHING, each_chapter, exercises, read, table
 from tools import assistant
-from tools.assistant_questions import ANY_EXERCISE, FIRST
+from tools.assistant_questions import ANY_EXERCISE, ASK
 from tools.course import CHAPTERS as SOURCES
 
 VERBS = (
@@ -29,23 +29,29 @@ def test_the_assistants_sheet_is_made_from_the_wrong_answers() -> None:
         assert read(path) == text, f"{path.name}: run python -m tools.assistant"
 
 
-def test_every_exercise_has_a_first_question_and_every_general_mistake_an_exercise() -> None:
-    assert list(FIRST) == [number for n in CHAPTERS for number in exercises(n)]
-    assert all(question.endswith(("?", ".")) and "?" in question for question in FIRST.values())
+def test_every_function_has_a_question_and_every_general_mistake_an_exercise() -> None:
+    assert list(ASK) == [number for n in CHAPTERS for number in exercises(n)]
+    for n, mechanism in CHAPTERS.items():
+        page = read(SOURCES.parent / "exercises" / f"{n:02d}_{mechanism}.md")
+        for number in exercises(n):
+            section = page.split(f"## {number} ")[1].split("\n## ")[0]
+            for function in ASK[number]:
+                assert f"def {function}(" in section, (number, function)
+    questions = [question for of_exercise in ASK.values() for question in of_exercise.values()]
+    assert all(q.endswith(("?", ".")) and "?" in q for q in questions)
+    assert len(set(questions)) == len(questions)
     answers = (row for name in CHAPTERS.values() for row in assistant.wrong_answers(name))
     assert {assistant.general(message) for *_, message in answers} - {None} == set(ANY_EXERCISE)
 
 
-def test_a_message_is_told_apart_from_its_question() -> None:
-    seen, asked = assistant.seen_and_asked("the sum is there: where is the mean?")
-    assert (seen, asked) == ("the sum is there", "Where is the mean?")
-    assert assistant.seen_and_asked("no mean. Why? Look.") == ("no mean. Look.", "Why?")
-    assert assistant.seen_and_asked("Is it?") == ("Is it?", "")
-    assert assistant.seen_and_asked("no. (Add one. Did it move?)") == (
-        "no.",
-        "(Add one. Did it move?)",
-    )
-    assert assistant.seen_and_asked("no. Where is M in f(H) M?") == ("no.", "Where is M in f(H) M?")
+def test_the_sheet_has_each_message_whole() -> None:
+    whole = assistant.message_of("seq2seq", "3.1", "W_k was called 4 times")
+    assert re.match("the numbers are right, but W_k was called … times in … steps. The", whole)
+    assert whole.endswith("at every step?")
+    assert assistant.fits("was called 14 times", "`rnn` was called … times")
+    assert assistant.fits("rnn was called 14 times, not 3,", "… was called … times, not …, is it?")
+    assert not assistant.fits("called 14 times a", "`rnn` was called … times")
+    assert not assistant.fits("14 times", "… times")  # too little to go by
     assert assistant.cell("a < b | `x[0]`") == r"a \< b \| `x[0]`"
     assert assistant.general("it changes its argument `x`") is not None
     assert assistant.general("it changes its argument `x`: whose is it?") is None

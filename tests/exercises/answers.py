@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 #: Number of an exercise -> (name, function, fragment): what a mistake is called, a function
 #: that makes it, and a part of the message that only this mistake gets. A function's
-#: ``__name__`` is that of the function in the exercise which it stands for.
+#: ``__name__`` is that of the function in the exercise which it stands for; a kernel that is
+#: called otherwise has a ``stands_for``.
 Wrong: TypeAlias = dict[str, list[tuple[str, Any, str]]]
 
 #: Number -> (name, functions): correct, and written differently from the solution.
@@ -28,7 +29,9 @@ def new_answers() -> tuple[Wrong, Right, Adder]:
     def wrong(number: str, stands_for: str) -> Callable[[str, str], Callable[[Any], Any]]:
         def named(name: str, fragment: str) -> Callable[[Any], Any]:
             def add(function: Any) -> Any:
-                if not hasattr(function, "fn"):  # a kernel keeps its name
+                if hasattr(function, "fn"):  # a kernel keeps its name
+                    function.stands_for = stands_for
+                else:
                     function.__name__ = stands_for
                 table.setdefault(number, []).append((name, function, fragment))
                 return function
