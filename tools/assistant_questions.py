@@ -14,7 +14,7 @@ ANY_EXERCISE = {
         "numbers left the graph: a list, `.item()`, `detach`, `no_grad`",
         "Which is the first line whose result has no `grad_fn`?",
     ),
-    r"returned None(: is the `return` missing\?)?|^is the `return` missing\?$": (
+    r"returned None(: is the `return` missing\?)?|^\W*is the `return` missing\?$": (
         "it returned None: is the `return` missing?",
         "the last line computes and does not return",
         "What does your function hand to whoever calls it?",
