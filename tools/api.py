@@ -279,7 +279,9 @@ def _as_list(match: re.Match[str]) -> str:
         else:  # the row before goes on
             rows[-1] = [f"{a} {b}".strip() for a, b in zip(rows[-1], cells, strict=True)]
     head = match[2] or ""
-    heads = [f"*{text}:* " if (text := head[start:stop].strip()) else "" for start, stop in spans]
+    heads = [head[start:stop].strip() for start, stop in spans]
+    # What one column alone says needs no name.
+    heads = [f"*{text}:* " if text and len(heads) > 2 else "" for text in heads]
     return "\n".join(
         f"- {name}: {'. '.join(a + b for a, b in zip(heads[1:], rest, strict=True))}"
         for name, *rest in rows

@@ -56,14 +56,14 @@ def save_pretrained(name: str, config: dict[str, Any], state: dict[str, Tensor])
 
     Args:
         name: Lower-case letters, digits and underscores.
-        config: How to build the model; what JSON can say.
+        config: How to build the model; plain values, as JSON stores them.
         state: Its ``state_dict()``.
 
     Returns:
         The file. One of the same name has been replaced, as a whole or not at all.
 
     Raises:
-        TypeError: JSON cannot say ``config``.
+        TypeError: ``config`` holds what JSON does not store.
         ValueError: ``name`` has other characters, ``state`` is empty, a number does not fit
             into half precision, or the file would pass 1 MB.
     """

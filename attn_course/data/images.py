@@ -77,7 +77,7 @@ def random_affine(
 
 
 class ImageBatches:
-    """Batches, anew each time they are iterated over; see ``image_batches``."""
+    """Batches for one iteration after another, each on from the last; see ``image_batches``."""
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ def letters(
 
     Args:
         count: How many pairs.
-        repeats: N, how often the target says each letter.
+        repeats: How often the target says each run.
         num_letters: How many letters there are, 2 to 26.
         length: Of the sources.
         seed: The same seed gives the same pairs.

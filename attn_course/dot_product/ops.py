@@ -210,7 +210,7 @@ def dot_product_attention(
             ``triton``    GPU kernel (interpreted where there is no GPU: slow);
                           O(n + m) memory; up to 256 columns; no weights; float64
                           where interpreted only; can be differentiated once
-            ``auto``      with ``need_weights`` ``reference``; on CUDA ``triton``
+            ``auto``      ``reference`` with ``need_weights``; on CUDA ``triton``
                           for what ``sdpa`` has no word for; else ``sdpa``, and
                           ``reference`` with ``need_lse`` and, on a CPU where
                           gradients are recorded, for up to 16 x 16 pairs

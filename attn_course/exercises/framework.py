@@ -53,7 +53,7 @@ class CheckFailed(AssertionError):
 
 
 class Skipped(Exception):
-    """A check cannot run here; the reason follows the words "Exercise 1.7"."""
+    """A check cannot run here; the reason follows the number of the exercise."""
 
 
 class Case(NamedTuple):

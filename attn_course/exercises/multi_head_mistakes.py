@@ -1032,8 +1032,8 @@ _FLASH_MISTAKES = (
         (_stream(tail=0.0),),
     ),
     Mistake(
-        "without the running maximum large scores are infinite, and infinity over infinity is "
-        "NaN. What may be subtracted from all scores of a query?",
+        "without the running maximum the exponentials of large scores are infinite, and infinity "
+        "over infinity is NaN. What may be subtracted from all scores of a query?",
         (_stream(largest=lambda old, s: torch.zeros_like(old)),),
     ),
     Mistake(

@@ -133,7 +133,7 @@ _TEST_MISTAKES = (
         _only(False, *(m.name for m in _MECHANISMS if m.equivariant)),
     ),
     Mistake(
-        "it does not notice that order matters to the mechanism below. Does your permutation move "
+        "it does not notice that order matters to the mechanism. Does your permutation move "
         "every token, and are all outputs compared, each with its own?",
         _only(True, *(m.name for m in _MECHANISMS if not m.equivariant)),
     ),

@@ -431,8 +431,8 @@ _BACKWARD_MISTAKES = (
         (lambda weights, grad: weights * (grad - (weights * grad).sum(0, keepdim=True)),),
     ),
     Mistake(
-        "the sum loses its axis, and `[n]` meets `[n, m]` as if it had a number a key. Which "
-        "shape must it have, to be subtracted from each row?",
+        "the sum loses its axis, and `[n]` meets `[n, m]` as if it had one number for each key. "
+        "Which shape must it have, to be subtracted from each row?",
         (lambda weights, grad: weights * (grad - (weights * grad).sum(1)),),
     ),
     Mistake(

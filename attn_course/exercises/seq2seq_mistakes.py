@@ -121,8 +121,8 @@ _CONTEXT_MISTAKES = (
     ),
     Mistake(
         "queries [batch, hidden] and keys [batch, source_len, hidden] are added as they are: the "
-        "batch then meets the source tokens, and where the two are as many nothing raises. Which "
-        "axis does a query lack?",
+        "batch then meets the source tokens, and where there are as many of the one as of the "
+        "other, nothing raises. Which axis does a query lack?",
         (_unaligned,),
     ),
 )
@@ -233,7 +233,7 @@ _MATTERS_MISTAKES = (
         (lambda **given: ~_matters(**given),),
     ),
     Mistake(
-        "this is what ought to matter, from the lengths. Does the model keep to them? Ask it.",
+        "by the lengths this ought to matter. Does the model keep to them? Ask it.",
         (_counted,),
     ),
     Mistake(
@@ -755,8 +755,8 @@ _BEAM_MISTAKES = (
         (_chosen(lambda ended, beams, penalty: max([*ended, *beams], key=lambda b: b[1])),),
     ),
     Mistake(
-        "the length penalty is multiplied with, and makes long sentences worse. A logarithm of a "
-        "probability is negative: which operation brings it closer to zero?",
+        "log p is multiplied by the length penalty, which makes long sentences worse. A "
+        "logarithm of a probability is negative: which operation brings it closer to zero?",
         (
             _chosen(
                 lambda ended, beams, penalty: max(

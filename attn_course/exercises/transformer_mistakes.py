@@ -388,7 +388,7 @@ _STACK_MISTAKES = (
         (_with_norms(lambda n: [*n[1:], n[0]]), _with_norms(lambda n: [*n[:-1], n[-2]])),
     ),
     Mistake(
-        "the blocks run in the reverse order: which of the sublayers reads x as it came?",
+        "the blocks run in the reverse order: which of the blocks reads x as it came?",
         (lambda x, sublayers, norms: _stacked()(x, sublayers[::-1], [*norms[-2::-1], norms[-1]]),),
     ),
     Mistake(

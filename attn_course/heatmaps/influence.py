@@ -88,6 +88,7 @@ def influence_through(module: nn.Module, function: Callable[[], Tensor]) -> Tens
             another one.
 
     Example:
+        >>> from torch import nn
         >>> words, ids = nn.Embedding(9, 2), torch.tensor([[3, 4, 5]])
         >>> moved = influence_through(words, lambda: words(ids)[0].cumsum(0))
         >>> (moved > 0).int()

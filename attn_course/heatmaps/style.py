@@ -44,6 +44,7 @@ def use_style() -> None:
     text. Sizes are chosen to be legible when a figure is shown 400 pixels wide.
 
     Example:
+        >>> import matplotlib
         >>> use_style()
         >>> matplotlib.rcParams["figure.dpi"]
         110.0

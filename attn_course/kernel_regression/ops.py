@@ -115,9 +115,9 @@ def kernel_regression(
             ``reference`` PyTorch; holds all weights
             ``blocked``   PyTorch, a block of queries at a time; O(n + m) memory
             ``triton``    GPU kernel (interpreted where there is no GPU: slow)
-            ``auto``      with ``need_weights`` or up to ``2^20`` pairs on a CPU
-                          ``reference``; on CUDA ``triton`` up to dim + value_dim
-                          = 128; else ``blocked``
+            ``auto``      ``reference`` with ``need_weights``, or up to ``2^20``
+                          pairs on a CPU; on CUDA ``triton`` up to
+                          dim + value_dim = 128; else ``blocked``
             ============= ======================================================
 
         need_weights: Return the weights as well. ``reference`` alone can.

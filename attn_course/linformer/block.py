@@ -129,7 +129,7 @@ class LinformerBlock(nn.Module):
             need_weights: Return the weights as well.
 
         Returns:
-            ``[batch, len, output_dim]``, where padding comes to nothing in particular; with
+            ``[batch, len, output_dim]``, where rows of padding mean nothing; with
             ``need_weights`` also the weights, as in ``LinformerAttention``.
 
         Raises:

@@ -88,7 +88,7 @@ def causal_linformer_attention(
             ``triton``    chapter 4's GPU kernel, twice: own block and slots
                           (interpreted where there is no GPU: slow); no weights,
                           no dropout
-            ``auto``      with ``need_weights`` ``reference``; on CUDA ``triton``
+            ``auto``      ``reference`` with ``need_weights``; on CUDA ``triton``
                           where it can be had; else ``sdpa``
             ============= ======================================================
 

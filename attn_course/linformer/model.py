@@ -255,7 +255,7 @@ class LinformerLM(nn.Module):
             need_weights: Return the weights as well.
 
         Returns:
-            Logits ``[batch, len, vocab_size]``, without a head vectors
+            Logits, ``[batch, len, vocab_size]``; without a head, vectors,
             ``[batch, len, token_dim]``; with ``need_weights`` also a list of each layer's
             weights.
 

@@ -158,7 +158,7 @@ def linformer_attention(
             ``triton``    GPU kernels (interpreted where there is no GPU: slow);
                           up to 512 slots and 128 columns; no weights, no
                           dropout; can be differentiated once
-            ``auto``      with ``need_weights`` ``reference``; on CUDA ``sdpa``;
+            ``auto``      ``reference`` with ``need_weights``; on CUDA ``sdpa``;
                           else ``blocked``, and ``reference`` for few weights
             ============= ======================================================
 

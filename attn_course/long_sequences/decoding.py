@@ -74,6 +74,7 @@ def ctc_beam(
         continuous speech recognition using bi-directional recurrent DNNs, algorithm 1.
 
     Example:
+        >>> import math
         >>> import torch
         >>> probs = torch.tensor([[[0.6, 0.4], [0.6, 0.4]]])
         >>> for labels, score in ctc_beam(probs.log())[0]:

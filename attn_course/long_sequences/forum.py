@@ -335,10 +335,10 @@ class Approach22(_MatrixApproach):
 
 
 class ConvolutionStack(nn.Sequential):
-    """The convolutions of the usual recogniser of that time, in front of the recurrent layers.
+    """The convolutions of a text recogniser of 2016, in front of the recurrent layers.
 
-    The question says only "several convolutions". These are those of Shi et al.: the 512 of
-    approach 2.2 is the width that they and the LSTMs behind them have.
+    The question in the forum says only "several convolutions". These are those of Shi et al.:
+    the 512 of approach 2.2 is the width that they and the LSTMs behind them have.
 
     Args:
         channels: Of the image.

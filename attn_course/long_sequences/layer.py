@@ -26,7 +26,7 @@ class WindowedSelfAttention(nn.Module):
         kind: ``"sliding"`` or ``"block"``.
         dilation: Positions in a step of a sliding window.
         is_causal: Whether positions see no later ones.
-        bias: Whether the four projections add one.
+        bias: Whether the four projections add a bias.
         impl: As in ``windowed_attention``.
 
     Raises:

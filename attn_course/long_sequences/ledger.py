@@ -41,11 +41,11 @@ class Row:
     """A storage that autograd keeps; what views share is one storage.
 
     Attributes:
-        shape: Of the tensor through which it was kept first.
-        dtype: Of its numbers.
-        bytes: Of the whole storage, which a small view keeps alive as well.
-        kind: ``activation``: made inside the block; ``parameter`` or, of anything else,
-            ``input``: it was there before, and would be without autograd.
+        shape: The shape of the tensor through which it was kept first.
+        dtype: The type of its numbers.
+        bytes: The size of the whole storage, which a small view keeps alive as well.
+        kind: ``activation``: made inside the block; ``parameter`` and ``input``: there
+            before, so that it would be kept without autograd, too.
         op: The function that keeps it, as PyTorch calls it.
         line: ``file:number  source`` of the innermost line outside of PyTorch.
     """

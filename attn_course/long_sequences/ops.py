@@ -110,13 +110,14 @@ def windowed_attention(
                           once
             ``triton``    chapter 4's GPU kernel (interpreted where there is no
                           GPU: slow), as O(n w); no weights
-            ``auto``      with ``need_weights`` ``reference``; on CUDA ``triton``
+            ``auto``      ``reference`` with ``need_weights``; on CUDA ``triton``
                           for a sliding window, where it fits; else ``blocked``,
-                          or a mask for a sequence about as short as the window
+                          or, where the window is about as long as the
+                          sequence, all scores and a mask
             ============= ======================================================
 
             Dilated windows and blocks become plain ones: positions are dealt out to
-            sequences of their own, ``dilation`` of them or as many as there are blocks.
+            sequences of their own: ``dilation`` many, or one for each block.
 
     Returns:
         The output ``[..., query_len, value_dim]``; with ``need_weights`` then the weights

@@ -1,7 +1,7 @@
 r"""Visit probabilities on the GPU: the backward pass, and both passes as one operation.
 
 Lanes and places are those of ``kernel``. A node passes on ``by_stay`` of itself to the next place,
-and ``by_move`` to the next lane. With g what comes in and G = dL/dphi, all that a node leads to
+and ``by_move`` to the next lane. With g what comes in and G = ``dL/dphi``, all that a node leads to
 included,
 
     G_(l, s) = g_(l, s) + by_stay_(l, s) G_(l, s+1) + by_move_(l, s) G_(l+1, s),

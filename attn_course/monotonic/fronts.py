@@ -7,7 +7,7 @@ the rows: I of them, all of one size.
 A row of the many-to-many grid can be taken at once, too. What comes from above is known when its
 turn comes, b_j = F_(i-1, j) + log q_(i-1, j), and from left to right
 
-    F_j = logaddexp(F_(j-1) + a_j, b_j),    a_j = log p_(i, j-1),
+    ``F_j = logaddexp(F_(j-1) + a_j, b_j)``,    a_j = log p_(i, j-1),
 
 is a linear recurrence (in the semiring of logaddexp and +). Two of its steps in a row are again
 one step of the same form,

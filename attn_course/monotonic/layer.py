@@ -23,7 +23,7 @@ class MonotonicMultiheadAttention(nn.Module):
     of a path's steps. The weights of the values are the probabilities that the path visits:
 
     ======================  ==============================  ====================================
-    ``mode``                a step of p, a step of q        what the weights sum to
+    ``mode``                steps of p; of q                what the weights sum to
     ======================  ==============================  ====================================
     ``many_to_many``        next key; next query            a row, to the keys that the query is
                                                             expected to visit: it may pass 1
@@ -41,7 +41,7 @@ class MonotonicMultiheadAttention(nn.Module):
     Args:
         embed_dim: Width of the output; a multiple of ``num_heads``.
         num_heads: How many heads.
-        mode: See the table.
+        mode: One of the names above.
         query_dim: Width of the queries; ``None`` is ``embed_dim``.
         key_dim: Width of the keys; ``None`` is ``embed_dim``.
         value_dim: Width of the values; ``None`` is ``embed_dim``.
@@ -50,7 +50,7 @@ class MonotonicMultiheadAttention(nn.Module):
         clamp: How probabilities are kept away from 0 and 1 while training in expectation, as in
             ``squeeze``: ``"soft"``, ``"hard"``, or ``None`` for not at all.
         epsilon: How far away.
-        bias: Whether the four projections add one.
+        bias: Whether the four projections add a bias.
         dropout: Probability with which a weight is dropped in training.
         impl: As in ``many_to_many``.
 

@@ -121,7 +121,7 @@ def one_to_many(
     left the grid past its last column. Column j cannot be reached before row j.
 
     The path holds no opinion on which side rows are: transpose the logits if the side that
-    always advances (the longer one: speech, not text) are your columns.
+    always advances (the longer one: speech, not text) is your columns.
 
     Args:
         logits: x, ``[I, J]`` or ``[batch, ..., I, J]``, I at least J. They may be infinite.
@@ -132,7 +132,7 @@ def one_to_many(
         validate: As in ``many_to_many``.
 
     Returns:
-        As ``many_to_many``.
+        As in ``many_to_many``.
 
     Raises:
         TypeError: As in ``many_to_many``.

@@ -1,7 +1,7 @@
 """Monotonic attention node by node, in the order in which the chapter finds it.
 
 A path walks a grid of I rows and J columns. It starts at (0, 0), and the node where it stands
-decides the next step: with probability p = sigmoid(x) one kind of step, with q = sigmoid(-x)
+decides the next step: with probability ``p = sigmoid(x)`` one kind of step, with q = sigmoid(-x)
 the other. The two models differ only in what the steps are:
 
     many_to_many:  p moves to (i, j + 1),  q to (i + 1, j)
@@ -67,6 +67,7 @@ def log_1mexp(x: Tensor) -> Tensor:
         Mächler (2012), Accurately computing log(1 - exp(-|a|)).
 
     Example:
+        >>> import math
         >>> log_1mexp(torch.tensor([-1e-10, -math.log(2), -50.0])).exp()
         tensor([1.0000e-10, 5.0000e-01, 1.0000e+00])
     """
@@ -135,7 +136,7 @@ def serial_backward(
         probs: As given to ``serial_forward``, ``[..., I, J]``.
         phi: What it returned.
         grad_phi: ``dL/dphi``. It is not changed.
-        model: As there.
+        model: As in ``serial_forward``.
 
     Returns:
         dL/dp, ``[..., I, J]``.
@@ -166,6 +167,7 @@ def serial_log_forward(logits: Tensor, *, model: str = "many_to_many") -> Tensor
         log phi, ``[..., I, J]``; -inf where no path leads.
 
     Example:
+        >>> import math
         >>> serial_log_forward(torch.zeros(1, 2000).double())[0, -1] / math.log(2)
         tensor(-1999.0000, dtype=torch.float64)
     """
@@ -193,7 +195,7 @@ def serial_log_backward(
         logits: As given to ``serial_log_forward``, ``[..., I, J]``.
         log_phi: What it returned.
         grad_log_phi: ``dL/dlog phi``. It is not changed.
-        model: As there.
+        model: As in ``serial_log_forward``.
 
     Returns:
         dL/dx, ``[..., I, J]``.
@@ -228,7 +230,7 @@ def serial_log_backward_by_sign(
         logits: As given to ``serial_log_forward``, ``[..., I, J]``.
         log_phi: What it returned.
         grad_log_phi: ``dL/dlog phi``. It is not changed.
-        model: As there.
+        model: As in ``serial_log_forward``.
 
     Returns:
         dL/dx, ``[..., I, J]``.

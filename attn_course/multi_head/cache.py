@@ -27,7 +27,7 @@ class KeyValueCache:
 
     Attributes:
         key: ``[batch, num_kv_heads, length, head_dim]``, or ``None`` before the first.
-        value: Likewise.
+        value: ``[batch, num_kv_heads, length, value_dim]``, or ``None`` before the first.
         frozen: As given.
 
     Example:

@@ -41,7 +41,7 @@ class MultiHeadAttention(nn.Module):
         value_dim: Width of the values; ``None`` is ``embed_dim``.
         num_kv_heads: Heads of the keys and values, a divisor of ``num_heads``: each is
             shared by a group of query heads that follow each other. ``None``: as many.
-        bias: Whether the four projections add one.
+        bias: Whether the four projections add a bias.
         dropout: Probability with which a weight is dropped in training.
         scoring: How heads compare: ``None`` by scaled dot products; ``"additive"`` by a
             network that all heads share, as wide as a head; or a module with

@@ -51,7 +51,12 @@ class Packing:
         return cls(lens, length) if int(lens.amin()) < length else None
 
     def check(self, query: Tensor, *, alone: bool) -> None:
-        """Raise ``ValueError`` unless ``query`` is what this packed, and came ``alone``."""
+        """Raise ``ValueError`` unless ``query`` is what this packed, and came ``alone``.
+
+        Args:
+            query: What goes into attention.
+            alone: Whether neither keys nor lengths, masks or a cache came with it.
+        """
         if not alone:
             raise ValueError(
                 "packing says which tokens attend to each other: key, value, valid_lens, mask "

@@ -17,15 +17,17 @@ def build_translator(
 
     Args:
         encoder: Options of ``Encoder``.
-        decoder: Options of ``AttentionDecoder``, without ``memory_dim`` and ``scoring``, and
-            ``num_heads``; the state asks.
+        decoder: Options of ``AttentionDecoder``, and ``num_heads``. Not among them
+            are ``memory_dim``, ``scoring`` and ``query``: the state asks.
         source: The vocabulary to read.
         target: The vocabulary to write.
 
     Raises:
-        ValueError: The encoder's width is no multiple of ``num_heads``, or as in the parts.
+        ValueError: The encoder's width is no multiple of ``num_heads``, or an option is refused by
+            ``Encoder`` or ``AttentionDecoder``.
 
     Example:
+        >>> from attn_course.data import Vocabulary
         >>> english, french = Vocabulary(["the cat"]), Vocabulary(["le chat"])
         >>> sizes = {"embed_dim": 4, "hidden_dim": 4}
         >>> translator = build_translator(sizes, sizes | {"num_heads": 2}, english, french)

@@ -20,7 +20,7 @@ class AttentionLayer(nn.Module):
     Args:
         dropout: Probability with which a weight is dropped in training.
         impl: As in the operation that the subclass calls.
-        implementations: What that takes.
+        implementations: The names that ``impl`` may have.
 
     Raises:
         ValueError: ``dropout`` or ``impl`` is out of place.

@@ -215,7 +215,7 @@ def additive_attention(
                           no weights, no dropout; can be differentiated once
             ``triton``    GPU kernel (interpreted where there is no GPU: slow);
                           O(n + m) memory; no weights, no dropout
-            ``auto``      with ``need_weights`` or dropout ``reference``; on CUDA
+            ``auto``      ``reference`` with ``need_weights`` or dropout; on CUDA
                           ``triton``; else ``reference`` up to ``2^22`` such
                           numbers, ``blocked`` beyond
             ============= ======================================================

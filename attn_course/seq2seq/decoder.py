@@ -19,8 +19,8 @@ class AttentionDecoder(nn.Module):
 
     At step t, with ``s_t`` the state of the last layer and ``y_t`` the token that is read:
 
-        c_t = sum_j alpha(q_t, h_j) h_j,    s_t = RNN([c_t; embed(y_t)], s_{t-1}),
-        logits_t = W s_t + b,               q_t = s_{t-1}
+        c_t = sum_j alpha(q_t, h_j) h_j,    s_t = RNN([c_t; embed(y_t)], ``s_{t-1}``),
+        logits_t = W s_t + b,               q_t = ``s_{t-1}``
 
     if ``query`` does not say otherwise. Where the encoder's width differs from the decoder's,
     the first state is tanh(W h) of the encoder's final state h, else h itself.

@@ -28,7 +28,7 @@ class Translation(NamedTuple):
         source: The tokens that were read, ``<eos>`` included.
         target: The tokens that were written, ``<eos>`` included unless it was cut off.
         weights: What each written token attended to, ``[..., len(target), len(source)]``,
-            if asked for; of several heads, and layers of them, one for each.
+            if asked for. Models with heads and layers have one matrix for each.
     """
 
     source: list[str]
@@ -50,6 +50,7 @@ class Translator(NamedTuple):
         target: The vocabulary that it writes.
 
     Example:
+        >>> from attn_course.data import Vocabulary
         >>> english, french = Vocabulary(["the cat"]), Vocabulary(["le chat"])
         >>> config = {"embed_dim": 4, "hidden_dim": 4}
         >>> translator = build_translator(config, config, english, french)
@@ -140,8 +141,8 @@ class Translator(NamedTuple):
                 evaluation mode.
 
         Returns:
-            Of a batch of one, what the model returns with ``need_weights=True``: of
-            ``Seq2Seq`` ``[1, ..., target_len, source_len]``; both lengths count ``<eos>``.
+            What the model returns with ``need_weights=True`` for a batch of one, such as
+            ``[1, ..., target_len, source_len]`` from ``Seq2Seq``; both lengths count ``<eos>``.
 
         Raises:
             ValueError: A token is unknown.

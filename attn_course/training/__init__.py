@@ -1,7 +1,6 @@
 """Training: every chapter.
 
-One small loop, ``fit``, that shows its progress, and the seed that makes its runs
-repeatable.
+The loop shows its progress, and a seed makes its runs repeatable.
 """
 
 from attn_course.training.fit import fit, seed_everything

@@ -22,7 +22,7 @@ def seed_everything(seed: int) -> None:
     """Seed the random numbers of Python, NumPy and PyTorch (on every device).
 
     Args:
-        seed: An integer in [0, 2**32).
+        seed: An integer from 0 to ``2**32 - 1``.
 
     Raises:
         ValueError: ``seed`` is anything else.
@@ -92,6 +92,7 @@ def fit(
             or not a number; the message names the epoch.
 
     Example:
+        >>> from torch import nn
         >>> seed_everything(0)
         >>> x = torch.linspace(-1, 1, 20).unsqueeze(-1)
         >>> line = nn.Linear(1, 1)

@@ -90,7 +90,12 @@ class TransformerDecoder(Stack):
         return x if own is None or cross is None else (x, own, cross)
 
     def remember(self, memory: Tensor, lens: Tensor | None) -> tuple[KeyValueCache, ...]:
-        """Project the memory once for each layer; arguments as in ``advance``."""
+        """Project the memory once for each layer, for ``advance`` to read at every step.
+
+        Args:
+            memory: The encoder's states, ``[batch, source_len, memory_dim]``.
+            lens: How many of them count, ``[batch]``; ``None``: all.
+        """
         layers: Any = self.layers
         return tuple(layer.cross_attention.remember(memory, valid_lens=lens) for layer in layers)
 

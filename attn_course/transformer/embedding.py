@@ -17,7 +17,7 @@ class TokenEmbedding(nn.Module):
         vocab_size: How many token ids there are.
         embed_dim: Width of a vector.
         position: What is added: ``"sinusoidal"``, ``"learned"``, or ``None`` for nothing.
-        max_len: How many positions have a vector, exactly if they are learned.
+        max_len: How many positions have a vector; needed if they are learned, else ``None``.
         scale: Whether vectors are multiplied by ``sqrt(embed_dim)``. They start that much
             smaller, so that tokens weigh as much as positions either way; but then a matrix
             that is shared with the output gives logits of variance 1 at first, and not of

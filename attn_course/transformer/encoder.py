@@ -30,7 +30,7 @@ class TransformerEncoder(Stack):
         position: ``"sinusoidal"`` and ``"learned"`` are added to the tokens; ``"rotary"``
             turns queries and keys in self-attention, and ``"linear"`` lowers its scores by
             distance. ``None``: order is not known.
-        max_len: The most tokens of a sequence, exactly if positions are learned.
+        max_len: The most tokens of a sequence; needed if positions are learned, else ``None``.
         scale_embedding: As ``scale`` in ``TokenEmbedding``.
         impl: As in the layers.
 
@@ -68,7 +68,7 @@ class TransformerEncoder(Stack):
             A vector for each token, ``[batch, source_len, embed_dim]``; they do not depend
             on padding nor on the other sentences of the batch, and at padding they are zero.
             With ``need_weights`` also the weights, ``[batch, num_layers, num_heads,
-            source_len, source_len]``, which mean nothing where padding asks.
+            source_len, source_len]``, where rows of padding mean nothing.
 
         Raises:
             TypeError: An argument does not hold integers.

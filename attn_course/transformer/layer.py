@@ -123,7 +123,7 @@ class EncoderLayer(_Layer):
             the network.
         norm: ``"post"`` or ``"pre"``.
         activation: ``"relu"`` or ``"gelu"``.
-        bias: Whether linear maps and norms add one, as in PyTorch's layer.
+        bias: Whether linear maps and norms add a bias, as in PyTorch's layer.
         impl: As in ``add_norm`` and ``dot_product_attention``: ``"auto"``, ``"reference"`` or
             ``"triton"``.
 
@@ -165,7 +165,7 @@ class EncoderLayer(_Layer):
                 place of lengths and mask; the output is packed likewise.
 
         Returns:
-            ``[batch, length, embed_dim]``, where padding comes to nothing in particular;
+            ``[batch, length, embed_dim]``, where rows of padding mean nothing;
             with ``need_weights`` also the weights, ``[batch, num_heads, length, length]``.
 
         Raises:

@@ -136,7 +136,7 @@ class Transformer(nn.Module):
         Args:
             source: As in ``forward``.
             source_lens: As in ``forward``.
-            language: There is nothing to choose from: ``None``.
+            language: ``None``: this model has one language.
             use_cache: Whether keys and values of earlier tokens are kept. Else each step
                 computes all tokens so far anew, as ``forward`` does; the results are the
                 same up to rounding.

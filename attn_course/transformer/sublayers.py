@@ -25,7 +25,7 @@ class PositionwiseFeedForward(nn.Module):
         hidden_dim: Width between the two maps.
         activation: ``"relu"`` or ``"gelu"``.
         dropout: Probability with which a hidden number is dropped in training.
-        bias: Whether the two maps add one.
+        bias: Whether the two maps add a bias.
 
     Raises:
         ValueError: A number or a name is out of place.

@@ -29,6 +29,7 @@ def build_translator(
         options: Options of ``Transformer``.
 
     Example:
+        >>> from attn_course.data import Vocabulary
         >>> english, french = Vocabulary(["the cat"]), Vocabulary(["le chat"])
         >>> size = {"embed_dim": 8, "num_heads": 2, "hidden_dim": 16, "num_layers": 1}
         >>> translator = build_translator(size, size, english, french, tie_weights=True)

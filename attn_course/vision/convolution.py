@@ -55,7 +55,8 @@ def attention_convolution(
         same for all images, ``[batch, heads, height * width, padded_height * padded_width]``.
 
     Raises:
-        TypeError: A tensor does not hold floating-point numbers, ``sharpness`` is no number.
+        TypeError: A tensor does not hold floating-point numbers, or ``sharpness`` is no
+            number.
         ValueError: A shape or a number is out of place.
 
     Reference:
@@ -63,6 +64,7 @@ def attention_convolution(
         convolutional layers, theorem 1 and lemma 2.
 
     Example:
+        >>> from torch.nn import functional as F
         >>> images, weight = torch.rand(1, 2, 5, 6), torch.rand(4, 2, 3, 3)
         >>> ours = attention_convolution(images, weight, sharpness=50.0)
         >>> torch.allclose(ours, F.conv2d(images, weight, padding=1), atol=1e-5)

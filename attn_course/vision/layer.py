@@ -41,7 +41,7 @@ class PatchEmbedding(nn.Module):
         num_patches: Their product.
 
     Raises:
-        TypeError: A size is none.
+        TypeError: A size is not an integer or a pair of them.
         ValueError: A number or a name is out of place, or an image is no whole number of
             patches.
 

@@ -42,7 +42,7 @@ class ViT(nn.Module):
         class_token: ``[embed_dim]``, or ``None`` with ``pool="mean"``.
 
     Raises:
-        TypeError: A size is none.
+        TypeError: A size is not an integer or a pair of them.
         ValueError: A number or a name is out of place, or an image is no whole number of
             patches.
 

@@ -79,7 +79,8 @@ def patchify(images: Tensor, patch_size: Size) -> Tensor:
         ``[batch, patches, channels * patch height * patch width]``.
 
     Raises:
-        TypeError: ``images`` is no tensor of floating-point numbers, ``patch_size`` no size.
+        TypeError: ``images`` is no tensor of floating-point numbers, or ``patch_size`` is
+            not an integer or a pair of them.
         ValueError: A shape is out of place, or the image is no whole number of patches.
 
     Reference:

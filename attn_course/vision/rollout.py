@@ -93,7 +93,8 @@ def attention_distance(weights: Tensor, grid: tuple[int, int], patch_size: Size 
         no patch do not count; it is NaN where there are no others.
 
     Raises:
-        TypeError: ``weights`` does not hold floating-point numbers, a size is none.
+        TypeError: ``weights`` does not hold floating-point numbers, or a size is not an
+            integer or a pair of them.
         ValueError: A shape is out of place.
 
     Reference:

@@ -1,6 +1,8 @@
 """The reference: a page for every package, with all that the package makes public."""
 
 import ast
+import builtins
+import doctest
 import re
 import subprocess
 import sys
@@ -73,9 +75,9 @@ def test_tables_become_lists_whose_lines_stay_together() -> None:
         assert "====" not in "\n".join(api.render(package)), package
     text = "\n".join(api.render("kernel_regression"))
     assert "\n  - ``blocked``: PyTorch, a block of queries at a time; O(n + m) memory\n" in text
-    assert "\n  - ``auto``: with ``need_weights`` or up to 2^20 pairs on a CPU ``ref" in text
+    assert "\n  - ``auto``: ``reference`` with ``need_weights``, or up to ``2^20`` pairs on" in text
     with_heads = "\n".join(api.render("monotonic"))
-    assert "*a step of p, a step of q:* next key, with the same query; next key, with" in with_heads
+    assert "*steps of p; of q:* next key, with the same query; next key, with" in with_heads
 
 
 def test_a_sentence_before_a_colon_is_no_type() -> None:
@@ -121,13 +123,39 @@ def test_constants_show_plain_values() -> None:
 
 def test_names_that_stand_for_something_else_are_no_links() -> None:
     assert "``triton``" in described("kernel_regression", "kernel_regression")  # a value of impl
-    assert "d2l's ``MultiHeadAttention``" in described("multi_head", "load_d2l")
+    assert "d2l's ``MultiHeadAttention``" in described("multi_head", "MultiHeadAttention")
     assert "what ``split_heads`` gives" in described("multi_head", "Packing")  # its own method
     assert "{py:obj}`AttentionLayer <" in described("scoring", "AdditiveAttention")
 
 
 def test_a_function_that_is_called_as_its_module_is_found() -> None:
     assert "{py:function} fit(model" in "\n".join(api.render("training"))
+
+
+def names(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Those that code reads, and those that it makes."""
+    read, made = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (read if isinstance(node.ctx, ast.Load) else made).add(node.id)
+        elif isinstance(node, ast.alias):
+            made.add(node.asname or node.name.split(".")[0])
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+    return read, made
+
+
+@pytest.mark.parametrize("package", api.packages())
+def test_examples_run_as_they_stand_with_torch_and_the_package(package: str) -> None:
+    given = {*dir(builtins), "torch", *api.exports(package)}
+    for item in api.exports(package).values():
+        for one in (item, *(m for m in item.members.values() if not m.is_alias)):
+            text = one.docstring.value if one.docstring else ""
+            parts = doctest.DocTestParser().get_examples(text)
+            read, made = names(ast.parse("".join(part.source for part in parts)))
+            assert not read - made - given, f"{one.path}: its example lacks an import"
 
 
 def test_the_reference_needs_no_torch() -> None:

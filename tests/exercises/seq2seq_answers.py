@@ -661,7 +661,7 @@ def _(log_probs, width, max_len, penalty):
     return max(ended + opened, key=_rank(0))[0]
 
 
-@beam("penalty multiplied", "multiplied with")
+@beam("penalty multiplied", "multiplied by the length penalty")
 def _(log_probs, width, max_len, penalty):
     ended, opened = _kept(log_probs, width, max_len)
     return max(ended + opened, key=lambda s: s[1] * ((5 + len(s[0])) / 6) ** penalty)[0]

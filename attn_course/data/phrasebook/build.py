@@ -197,5 +197,6 @@ def _signpost() -> Sentence:
     return Sentence(4, (Clause(3, (cat,), eat, True, "not", (apples,)),))
 
 
-#: The sentence that the heatmaps of all chapters return to; always in the test part.
+#: The sentence, with its translation, that the heatmaps of all chapters return to; always in
+#: the test part.
 SIGNPOST = _pair(_rows([_signpost()])[0], french.sentence)
