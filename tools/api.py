@@ -139,7 +139,10 @@ def _class_body(item: griffe.Class, package: str) -> Iterator[str]:
             yield from _directive(5, "method", f"{name}{_call(member)}", body)
         else:
             shown = getattr(member, "annotation", None)
-            body = [*([f":type: {_type(shown)}"] if shown else []), *_sections(member, package)]
+            body = [
+                *_sections(member, package),
+                *(["", f"*Type:* ``{_type(shown)}``"] if shown else []),
+            ]
             yield from _directive(5, "property", name, body)
     yield ""
     yield _source(item)

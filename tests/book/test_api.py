@@ -103,7 +103,8 @@ def test_a_tuple_takes_its_fields_and_no_properties() -> None:
 
 def test_members_say_what_they_are() -> None:
     assert "{py:method} of(lens, length)\n:classmethod:\n" in described("multi_head", "Packing")
-    assert "{py:property} texts\n:type: list[str]\n" in described("data", "Lines")
+    texts = described("data", "Lines").split("{py:property} texts\n")[1]
+    assert texts.split("`````")[0].rstrip().endswith("\n*Type:* ``list[str]``")
     assert "_MatrixApproach" not in described("long_sequences", "Approach1")
     assert "``Window``" in described("long_sequences", "WindowedSelfAttention")
 
