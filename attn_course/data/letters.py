@@ -108,7 +108,7 @@ def letters(
 class LetterBatches:
     """Letters to train on: each step has pairs of its own.
 
-    Made for ``attn_course.training.fit``: it gives ``({"source": ..., "target_input": ...},
+    Made for ``fit``: it gives ``({"source": ..., "target_input": ...},
     target)``. A model reads the target one letter late, ``target_input``, which starts with the
     number ``num_letters + 1`` and has 0 for padding as ``target`` has. Iterating again gives the
     same batches.

@@ -63,7 +63,7 @@ class Stage(NamedTuple):
 class LineBatches:
     """Digit lines to train on, stage after stage; each step has lines of its own.
 
-    Made for ``attn_course.training.fit``: it gives ``({"images": ..., "widths": ...},
+    Made for ``fit``: it gives ``({"images": ..., "widths": ...},
     (labels, lengths))``. A batch is cut to its widest line. Iterating again gives the same
     batches.
 

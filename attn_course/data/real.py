@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_diabetes, load_digits
 from torch import Tensor
 
-#: The columns of ``diabetes()``: s1 to s6 are blood serum measurements.
+#: The columns of ``diabetes``: s1 to s6 are blood serum measurements.
 DIABETES_FEATURES = ("age", "sex", "bmi", "bp", "s1", "s2", "s3", "s4", "s5", "s6")
 
 
