@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from pybtex.plugin import register_plugin
+from pybtex.richtext import Text
+from pybtex.style.formatting.alpha import Style
+from pybtex.style.sorting.author_year_title import SortingStyle
 
 from tools.api import Api
 from tools.course import repository
@@ -110,8 +115,26 @@ def _mend_pages(app: Any, exception: Exception | None) -> None:
             path.write_text(mended, encoding="utf-8")
 
 
+class ReferenceStyle(Style):  # type: ignore[misc]
+    """The bibliography's usual style, with the course's order."""
+
+    default_sorting_style = "by_name"
+
+
+class ByName(SortingStyle):  # type: ignore[misc]
+    """By name, year and title; an accent and the braces round a firm do not move a name."""
+
+    def sorting_key(self, entry: Any) -> tuple[str, ...]:
+        """What an entry of the bibliography is sorted by."""
+        key: tuple[str, ...] = super().sorting_key(entry)
+        plain = unicodedata.normalize("NFKD", str(Text.from_latex(key[0])))
+        return "".join(c for c in plain if not unicodedata.combining(c)).lower(), *key[1:]
+
+
 def setup(app: Any) -> dict[str, bool]:
-    """Register with Sphinx."""
+    """Register with Sphinx, and with the bibliography."""
+    register_plugin("pybtex.style.sorting", "by_name", ByName)
+    register_plugin("pybtex.style.formatting", "by_name", ReferenceStyle)
     app.add_directive("api", Api)
     app.connect("config-inited", _substitute)
     for change in (_mark_captions, keep_together, mark_long_code):

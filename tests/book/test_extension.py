@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from docutils import nodes
+from pybtex.database import Entry, Person
 
 from tools import book_extension as extension
 
@@ -48,3 +49,23 @@ def test_mending_twice_changes_nothing() -> None:
         '<div class="pst-scrollable-table-container" tabindex="0"><td class="head"></td>'
     )
     assert extension.mend(once) == once
+
+
+def test_references_stand_by_name_whatever_its_accents_and_braces() -> None:
+    entries = [
+        Entry("misc", fields={"year": year}, persons={"author": [Person(name)]})
+        for name, year in (
+            ("Zhu, Chen", "2021"),
+            ("Hochreiter, Sepp", "1997"),
+            ("{NVIDIA}", "2020"),
+            (r"H{\"a}rdle, Wolfgang", "1990"),
+            ("Mächler, Martin", "2012"),
+            ("Hochreiter, Sepp", "1991"),
+            ("Mnih, Volodymyr", "2014"),
+        )
+    ]
+    by_name = sorted(entries, key=extension.ByName().sorting_key)
+    assert [str(e.persons["author"][0]).split(",")[0] + e.fields["year"] for e in by_name] == [
+        r'H{\"a}rdle1990', "Hochreiter1991", "Hochreiter1997", "Mächler2012", "Mnih2014",
+        "{NVIDIA}2020", "Zhu2021",
+    ]  # fmt: skip
