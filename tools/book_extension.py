@@ -115,13 +115,13 @@ def _mend_pages(app: Any, exception: Exception | None) -> None:
             path.write_text(mended, encoding="utf-8")
 
 
-class ReferenceStyle(Style):  # type: ignore[misc]
+class ReferenceStyle(Style):
     """The bibliography's usual style, with the course's order."""
 
     default_sorting_style = "by_name"
 
 
-class ByName(SortingStyle):  # type: ignore[misc]
+class ByName(SortingStyle):
     """By name, year and title; an accent and the braces round a firm do not move a name."""
 
     def sorting_key(self, entry: Any) -> tuple[str, ...]:
