@@ -23,12 +23,14 @@ function stack(part) {
 
 // Formulas that are too wide are drawn smaller, while they can still be read; then they scroll.
 function shrink(part) {
-  const formulas = [...part.querySelectorAll('mjx-container[display="true"]')];
-  for (const formula of formulas) formula.style.fontSize = "";
+  const formulas = [...part.querySelectorAll("mjx-container")];
+  for (const formula of formulas) formula.style.fontSize = formula.dataset.size ??= formula.style.fontSize;
   if (!phone.matches) return;
-  const shares = formulas.map(formula => formula.clientWidth / formula.scrollWidth);
+  const room = formula => formula.matches("[display]") ? formula : formula.closest("p, li, dd, td, th, div");
+  const shares = formulas.map(formula => room(formula).clientWidth / formula.scrollWidth);
   formulas.forEach((formula, i) => {
-    if (shares[i] < 1) formula.style.fontSize = `${Math.max(65, Math.floor(100 * shares[i]))}%`;
+    const percent = shares[i] * (parseFloat(formula.dataset.size) || 100);
+    if (shares[i] < 1) formula.style.fontSize = `${Math.max(55, Math.floor(percent))}%`;
   });
 }
 

@@ -50,7 +50,7 @@ def test_links_lead_somewhere(visit: Visit) -> None:
 
 @each_page
 def test_formulas_are_set(visit: Visit, record_property: Count) -> None:
-    formulas, unset, raw = visit.page.evaluate(
+    formulas, unset, raw, displayed, inline = visit.page.evaluate(
         r"""() => {
           const formulas = [...document.querySelectorAll("main .math")];
           const unset = formulas.filter(formula => !formula.querySelector("mjx-container"));
@@ -63,10 +63,18 @@ def test_formulas_are_set(visit: Visit, record_property: Count) -> None:
                 && !parentElement.closest("script, style, code, pre, kbd, samp"))
               raw.push(data.trim().slice(0, 80));
           }
-          return [formulas.length, unset.map(part => part.outerHTML.slice(0, 200)), raw];
+          // In a paragraph and in a line of its own, a formula's letters are as large.
+          const sizes = shown => [...new Set([...document.querySelectorAll("main p .math, main div.math")]
+            .map(part => part.querySelector("mjx-container"))
+            .filter(part => part?.checkVisibility() && part.matches("[display]") === shown
+              && !part.closest("details, table, .figure-text, .sd-card, li, dd"))
+            .map(part => getComputedStyle(part).fontSize))];
+          return [formulas.length, unset.map(part => part.outerHTML.slice(0, 200)), raw,
+                  sizes(true), sizes(false)];
         }"""
     )
     assert not unset, as_lines(unset)
+    assert len({*displayed, *inline}) <= 1, f"displayed {displayed}, in paragraphs {inline}"
     assert not raw, as_lines(raw)
     record_property("formulas", formulas)
 
@@ -111,6 +119,9 @@ def test_a_phone_scrolls_down_only(visit: Visit) -> None:
                 part.getBoundingClientRect().right > page.clientWidth + 1
                 && part.checkVisibility() && !scrolls(part.parentElement)
                 && !part.closest("mjx-assistive-mml, .visually-hidden"));
+              // A formula in a sentence is seen whole: nothing shows that it could be moved.
+              beyond.push(...[...document.querySelectorAll(`${text} p mjx-container:not([display])`)].filter(
+                part => part.checkVisibility() && part.getBoundingClientRect().right > page.clientWidth + 1));
               return [page.scrollWidth, beyond.map(part => part.outerHTML.slice(0, 160))];
             }"""
         )
