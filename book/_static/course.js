@@ -14,7 +14,8 @@ function stack(part) {
   const crowded = tables.filter(table => table.offsetWidth > table.parentElement.clientWidth
     || cellsOf(table).some(cell => cell.offsetHeight > 2 * cell.offsetWidth));
   for (const table of crowded) {
-    const heads = [...table.querySelectorAll("thead tr:last-child > *")].map(head => head.textContent.trim());
+    const heads = [...table.querySelectorAll("thead tr:last-child > *")]
+      .map(head => head.textContent.trim().replace(/(\w)$/, "$1:"));
     for (const cell of cellsOf(table))
       if (heads[cell.cellIndex] && cell.textContent.trim()) cell.dataset.head = heads[cell.cellIndex];
     table.classList.add("stacked");
@@ -23,11 +24,10 @@ function stack(part) {
 
 // Formulas that are too wide are drawn smaller, while they can still be read; then they scroll.
 function shrink(part) {
-  const formulas = [...part.querySelectorAll("mjx-container")];
+  const formulas = [...part.querySelectorAll('mjx-container[display="true"]')];
   for (const formula of formulas) formula.style.fontSize = formula.dataset.size ??= formula.style.fontSize;
   if (!phone.matches) return;
-  const room = formula => formula.matches("[display]") ? formula : formula.closest("p, li, dd, td, th, div");
-  const shares = formulas.map(formula => room(formula).clientWidth / formula.scrollWidth);
+  const shares = formulas.map(formula => formula.clientWidth / formula.scrollWidth);
   formulas.forEach((formula, i) => {
     const percent = shares[i] * (parseFloat(formula.dataset.size) || 100);
     if (shares[i] < 1) formula.style.fontSize = `${Math.max(55, Math.floor(percent))}%`;
