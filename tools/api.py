@@ -30,7 +30,7 @@ SHARED = ("heatmaps", "data", "training", "benchmarks", "exercises")
 
 
 #: Packages whose names other pages link to; ``exercises`` has ``watch`` and ``triton``.
-CITED = (*MECHANISMS, *SHARED[:-1])
+CITED = (*MECHANISMS, *(name for name in SHARED if name != "exercises"))
 
 
 def packages() -> list[str]:

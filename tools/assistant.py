@@ -96,9 +96,9 @@ def fits(fragment: str, template: str) -> bool:
     """Whether a fragment can be part of a text, once something stands for each ellipsis.
 
     Example:
-        >>> fits("called 14 times", "`rnn` was called … times for … steps")
+        >>> fits("was called 14 times", "`rnn` was called … times for … steps")
         True
-        >>> fits("called too often", "`rnn` was called … times for … steps")
+        >>> fits("was called too often", "`rnn` was called … times for … steps")
         False
     """
     parts = template.split("…")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,6 +144,7 @@ def kernel_agreement(
         A line for the output and one for each gradient; or why there is no kernel here.
 
     Raises:
+        TypeError: A leaf is neither a shape nor a tensor of floating-point numbers.
         ValueError: ``leaves`` is empty.
 
     Example:
@@ -156,11 +158,14 @@ def kernel_agreement(
     """
     if not leaves:
         raise ValueError("leaves must name at least one tensor, got none.")
+    for name, leaf in leaves.items():
+        if not isinstance(leaf, tuple):
+            check_floating(f"leaves[{name!r}]", leaf)
     if not _triton.AVAILABLE:
         return f"No kernel runs here: {_triton.REASON}."
     generator = torch.Generator().manual_seed(0)
     drawn = {
-        name: leaf if isinstance(leaf, Tensor) else torch.randn(leaf, generator=generator)
+        name: torch.randn(leaf, generator=generator) if isinstance(leaf, tuple) else leaf
         for name, leaf in leaves.items()
     }
     results = []
@@ -172,7 +177,7 @@ def kernel_agreement(
         results.append([x.detach().cpu() for x in (output, *grads)])
     names = ["output", *(f"d {name}" for name in leaves)]
     wide = max(map(len, names))
-    close = f"{atol:.0e}".replace("e-0", "e-")
+    close = np.format_float_scientific(atol, trim="-", exp_digits=1)
     return "\n".join(
         f"{name:{wide}}  equal to {close}: {bool((ours - theirs).abs().max() < atol)}"
         for name, ours, theirs in zip(names, *results, strict=True)

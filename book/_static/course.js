@@ -15,7 +15,7 @@ function stack(part) {
     || cellsOf(table).some(cell => cell.offsetHeight > 2 * cell.offsetWidth));
   for (const table of crowded) {
     const heads = [...table.querySelectorAll("thead tr:last-child > *")]
-      .map(head => head.textContent.trim().replace(/(\w)$/, "$1:"));
+      .map(head => head.textContent.trim().replace(/[^?:.!]$/, "$&:"));
     for (const cell of cellsOf(table))
       if (heads[cell.cellIndex] && cell.textContent.trim()) cell.dataset.head = heads[cell.cellIndex];
     table.classList.add("stacked");

@@ -96,6 +96,9 @@ def test_likeness_needs_two_tokens() -> None:
         likeness(torch.zeros(2, 2, dtype=torch.long))
 
 
+WRITTEN = {1e-5: "1e-5", 2.5e-5: "2.5e-5", 1e-4: "1e-4", 1e-3: "1e-3"}
+
+
 class Twice(torch.autograd.Function):
     """x + y, whose gradient for y is twice what it should be."""
 
@@ -133,6 +136,7 @@ def kernels_run(monkeypatch: pytest.MonkeyPatch) -> None:
         ("nan", 1e-5, "output False, d x False, d y False"),
         ("shift", 1e-4, "output False, d x False, d y False"),
         ("shift", 1e-3, "output True, d x True, d y True"),
+        ("", 2.5e-5, "output True, d x True, d y True"),
     ],
 )
 def test_agreement_says_what_differs(
@@ -142,7 +146,7 @@ def test_agreement_says_what_differs(
     text = kernel_agreement(two_sums, leaves, atol=atol, shift=torch.zeros(3), fault=fault)
     for line, wanted in zip(text.splitlines(), equal.split(", "), strict=True):
         name, _, same = wanted.rpartition(" ")
-        assert line == f"{name:6}  equal to 1e-{round(-math.log10(atol))}: {same}"
+        assert line == f"{name:6}  equal to {WRITTEN[atol]}: {same}"
 
 
 def test_agreement_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,5 +154,11 @@ def test_agreement_without_kernels_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_triton, "REASON", "it is Tuesday")
     text = kernel_agreement(two_sums, {"x": (1,)})
     assert text == "No kernel runs here: it is Tuesday."
+
+
+@pytest.mark.parametrize("leaf", [torch.arange(3), [2, 3], 3])
+def test_agreement_wants_numbers_or_shapes(leaf: Any) -> None:
+    with pytest.raises(TypeError, match=r"leaves\['y'\] must (hold floating|be a torch\.Tensor)"):
+        kernel_agreement(two_sums, {"x": (3,), "y": leaf})
     with pytest.raises(ValueError, match="leaves must name at least one tensor"):
         kernel_agreement(two_sums, {})
